@@ -1,0 +1,3 @@
+//! NVMe as bytes: the types that driver, emulated controller, target and initiator share.
+
+pub mod types;

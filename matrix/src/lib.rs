@@ -1,0 +1,10 @@
+//! Floor 1. The VI Architecture 1.0 (Compaq, Intel, Microsoft 1997) in Rust: memory that peers may reach, virtual
+//! interfaces with work queues, completion queues, connections, and the providers that implement them.
+//!
+//! Logic above sees one trait, [`Provider`]; which transport lies behind it is decided where the process starts.
+
+pub mod memory;
+pub mod provider;
+
+pub use memory::{Memory, MemoryId, Segment};
+pub use provider::Provider;

@@ -1,0 +1,13 @@
+//! Floor 0. Everything that waits, waits here: the poll loop, the single-threaded executor with its lanes, timers,
+//! clocks, seeded randomness and fixed-capacity waiting places.
+//!
+//! Invariants (DESIGN 2):
+//! - one executor belongs to one thread; only wakers cross threads;
+//! - all tasks are made before [`Executor::seal`]; afterwards nothing is spawned and nothing is allocated;
+//! - logic reaches time through [`Clock`] and chance through [`Rng`], so the simulator can hand in virtual ones.
+
+pub mod rng;
+pub mod time;
+
+pub use rng::{Rng, SeededRng};
+pub use time::{Clock, Time};

@@ -1,0 +1,2 @@
+//! dyad
+fn main() {}
