@@ -1,9 +1,45 @@
 //! Memory that devices and peers reach: the only place where bytes are touched that somebody else may be writing.
 //!
-//! No reference to the bytes is ever handed out for such memory; they are moved by [`copy`], [`Memory::read`] and
-//! [`Memory::write`], which also count them (DESIGN 8, Counting).
+//! A [`Memory`] is a mapping of fixed length. No reference to its bytes is ever handed out; they are moved by [`copy`],
+//! [`Memory::read`] and [`Memory::write`], which also count them (DESIGN 8, Counting), or looked at as atomic words.
+//!
+//! Invariants:
+//! - Every access is checked against the mapping, and every access is atomic to the language, in units that are not
+//!   specified: other threads, processes and devices may change the bytes at any time, and the worst that follows is
+//!   a mixture of old and new bytes, never undefined behaviour.
+//! - A mapped file cannot shrink (`F_SEAL_SHRINK`, memfd_create(2), fcntl(2)), whoever made it: so no access faults.
+//! - The mapping lives as long as any clone of the [`Memory`].
+//!
+//! **Counting.** Each memory counts the payload bytes that this process copied into it ([`Memory::write`], and [`copy`]
+//! at its target) or out of it ([`Memory::read`]). The count is per memory and not per process, so that tests that run
+//! side by side each see their own, and reactors that share no memory share no counter. It costs one uncontended
+//! atomic addition per copy.
 
-/// Names one [`Memory`] for as long as the process runs; never used again.
+#![allow(unsafe_code)] // the room that owns mappings: raw pointers into them are made and used here only
+
+mod bytes;
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mlock, mmap, mmap_anonymous, munmap};
+use nix::unistd::ftruncate;
+
+/// The size of a huge page (x86-64 and the 4 KiB granule of arm64).
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// Bytes per step of [`Memory::crc32c`]: small enough to stay in the first-level cache, large enough to forget the calls.
+const SCRATCH: usize = 4096;
+
+/// Names one [`Memory`] for as long as the process runs; never used again. Later memories have greater ids; the values
+/// depend on what else the process made, so they belong in no trace that is compared.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MemoryId(pub u32);
 
@@ -18,3 +54,428 @@ pub struct Segment {
     /// Bytes.
     pub len: u32,
 }
+
+/// Why an access was refused. No byte was moved.
+#[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RangeError {
+    /// The range does not lie in the memory.
+    #[error("the range lies outside the memory")]
+    Outside,
+    /// The memory is mapped for reading only.
+    #[error("the memory is read-only here")]
+    ReadOnly,
+    /// An atomic word must lie at a multiple of its size.
+    #[error("the word is not aligned")]
+    Misaligned,
+}
+
+/// Why memory could not be made or mapped.
+#[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// No bytes were asked for.
+    #[error("memory of no bytes")]
+    Empty,
+    /// The file of another process lacks `F_SEAL_SHRINK`: its owner could make every access fault.
+    #[error("the file is not sealed against shrinking")]
+    NotSealed,
+    /// The file of another process is shorter than the memory it is said to hold.
+    #[error("the file holds {held} bytes, fewer than the {needed} that were named")]
+    TooSmall {
+        /// What it holds.
+        held: u64,
+        /// What was asked for.
+        needed: u64,
+    },
+    /// The operating system refused.
+    #[error("the operating system refused: {0}")]
+    Os(Errno),
+}
+
+/// What to do about huge pages.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub enum HugePages {
+    /// Use the ordinary page size.
+    No,
+    /// Use 2 MiB pages if enough are reserved (`vm.nr_hugepages`), else ordinary ones.
+    IfAvailable,
+}
+
+/// A mapping of fixed length that others may reach: a cheap handle, clones are the same memory.
+#[derive(Clone)]
+pub struct Memory(Arc<Mapping>);
+
+struct Mapping {
+    id: MemoryId,
+    start: NonNull<u8>,
+    /// Bytes that may be reached.
+    len: u64,
+    /// Bytes that are mapped: `len`, rounded up to pages.
+    mapped: NonZeroUsize,
+    fd: Option<OwnedFd>,
+    writable: bool,
+    huge_pages: bool,
+    locked: bool,
+    copied: AtomicU64,
+}
+
+// SAFETY: the mapping belongs to no thread, and all access to it goes through atomic operations (module documentation).
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `start` and `mapped` are what mmap returned, and nobody can reach the bytes without a `Memory`.
+        // munmap fails only for arguments that were never mapped; then there is nothing to undo.
+        let _ = unsafe { munmap(self.start.cast(), self.mapped.get()) };
+    }
+}
+
+impl Memory {
+    /// Zeroed memory of this process alone: no file, filled by the kernel page by page at first touch. For the
+    /// simulator and tests, which make many.
+    ///
+    /// # Errors
+    /// [`MapError::Empty`], [`MapError::Os`].
+    pub fn anonymous(len: u64) -> Result<Self, MapError> {
+        let mapped = mapped_len(len)?;
+        // SAFETY: a fresh mapping, at a place that the kernel chooses, aliases nothing.
+        let start = unsafe {
+            mmap_anonymous(None, mapped, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
+        }
+        .map_err(MapError::Os)?;
+        Ok(Self::new(
+            start.cast(),
+            len,
+            mapped,
+            Attributes { fd: None, writable: true, huge_pages: false, locked: false },
+        ))
+    }
+
+    /// Zeroed memory that can be handed to other processes: a memfd, populated, locked where the limit allows
+    /// ([`Self::locked`]), sealed against any change of its length. `name` shows in `/proc`.
+    ///
+    /// # Errors
+    /// [`MapError::Empty`], [`MapError::Os`].
+    pub fn shared(name: &str, len: u64, huge_pages: HugePages) -> Result<Self, MapError> {
+        if huge_pages == HugePages::IfAvailable
+            && let Ok(memory) = Self::memfd(name, len, true)
+        {
+            return Ok(memory);
+        }
+        Self::memfd(name, len, false)
+    }
+
+    fn memfd(name: &str, len: u64, huge_pages: bool) -> Result<Self, MapError> {
+        let file_len = if huge_pages { len.next_multiple_of(HUGE_PAGE) } else { len };
+        let mapped = mapped_len(file_len)?;
+        let page_size = if huge_pages { MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB } else { MFdFlags::empty() };
+        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | page_size)
+            .map_err(MapError::Os)?;
+        ftruncate(&fd, i64::try_from(file_len).map_err(|_| MapError::Os(Errno::EFBIG))?).map_err(MapError::Os)?;
+        // SEAL as well, or whoever gets the file could forbid further writable mappings.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(MapError::Os)?;
+        let start = map_file(&fd, mapped, true, MapFlags::MAP_POPULATE)?;
+        // SAFETY: the range was just mapped. A refusal (RLIMIT_MEMLOCK) is reported, not an error.
+        let locked = unsafe { mlock(start.cast(), mapped.get()) }.is_ok();
+        Ok(Self::new(start, len, mapped, Attributes { fd: Some(fd), writable: true, huge_pages, locked }))
+    }
+
+    /// Maps the first `len` bytes of a file that another process sent. Nothing is believed about it: a file that could
+    /// shrink, or that is too short, is refused, because touching what is not there kills the toucher.
+    ///
+    /// # Errors
+    /// [`MapError::NotSealed`], [`MapError::TooSmall`], [`MapError::Empty`], [`MapError::Os`].
+    pub fn from_fd(fd: OwnedFd, len: u64, writable: bool) -> Result<Self, MapError> {
+        let mapped = mapped_len(len)?;
+        // EINVAL: a kind of file that has no seals. They must be looked at before the length, or it could still change.
+        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)
+            .map_err(|e| if e == Errno::EINVAL { MapError::NotSealed } else { MapError::Os(e) })?;
+        if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
+            return Err(MapError::NotSealed);
+        }
+        let held = u64::try_from(nix::sys::stat::fstat(&fd).map_err(MapError::Os)?.st_size).unwrap_or(0);
+        if held < len {
+            return Err(MapError::TooSmall { held, needed: len });
+        }
+        let start = map_file(&fd, mapped, writable, MapFlags::empty())?;
+        Ok(Self::new(start, len, mapped, Attributes { fd: Some(fd), writable, huge_pages: false, locked: false }))
+    }
+
+    fn new(start: NonNull<u8>, len: u64, mapped: NonZeroUsize, attributes: Attributes) -> Self {
+        static NEXT_ID: AtomicU32 = AtomicU32::new(0);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        assert!(id != u32::MAX, "four thousand million memories in one process");
+        let Attributes { fd, writable, huge_pages, locked } = attributes;
+        Self(Arc::new(Mapping {
+            id: MemoryId(id),
+            start,
+            len,
+            mapped,
+            fd,
+            writable,
+            huge_pages,
+            locked,
+            copied: AtomicU64::new(0),
+        }))
+    }
+
+    /// Its name in [`Segment`]s.
+    #[must_use]
+    pub fn id(&self) -> MemoryId {
+        self.0.id
+    }
+
+    /// Bytes. Never zero.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)] // it never is
+    pub fn len(&self) -> u64 {
+        self.0.len
+    }
+
+    /// The file behind it, if it has one.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether this process may write it.
+    #[must_use]
+    pub fn writable(&self) -> bool {
+        self.0.writable
+    }
+
+    /// Whether it is made of huge pages.
+    #[must_use]
+    pub fn huge_pages(&self) -> bool {
+        self.0.huge_pages
+    }
+
+    /// Whether it is locked in memory.
+    #[must_use]
+    pub fn locked(&self) -> bool {
+        self.0.locked
+    }
+
+    /// Where it is mapped, for programming a device's address translation. To look at the bytes through it is not sound
+    /// in general: somebody else may be writing them.
+    #[must_use]
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.0.start
+    }
+
+    /// Payload bytes that this process copied into it, or out of it with [`Self::read`].
+    #[must_use]
+    pub fn copied_bytes(&self) -> u64 {
+        self.0.copied.load(Ordering::Relaxed)
+    }
+
+    /// The piece of `len` bytes at `offset`.
+    ///
+    /// # Errors
+    /// [`RangeError::Outside`].
+    pub fn segment(&self, offset: u64, len: u32) -> Result<Segment, RangeError> {
+        self.check(offset, u64::from(len))?;
+        Ok(Segment { memory: self.id(), offset, len })
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    /// [`RangeError::Outside`].
+    pub fn read(&self, offset: u64, target: &mut [u8]) -> Result<(), RangeError> {
+        self.load(offset, target)?;
+        self.count(target.len() as u64);
+        Ok(())
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Errors
+    /// [`RangeError::Outside`], [`RangeError::ReadOnly`].
+    pub fn write(&self, offset: u64, source: &[u8]) -> Result<(), RangeError> {
+        let to = self.check_write(offset, source.len() as u64)?;
+        // SAFETY: both ranges are mapped for their use; `source` is a shared borrow, so nobody writes it.
+        unsafe { bytes::copy(source.as_ptr(), to.as_ptr(), source.len()) };
+        self.count(source.len() as u64);
+        Ok(())
+    }
+
+    /// CRC-32C (Castagnoli) of `len` bytes at `offset`. If they change meanwhile it is the CRC of some mixture.
+    ///
+    /// # Errors
+    /// [`RangeError::Outside`].
+    pub fn crc32c(&self, offset: u64, len: u64) -> Result<u32, RangeError> {
+        self.check(offset, len)?;
+        let mut scratch = [0; SCRATCH];
+        let (mut crc, mut at) = (0, offset);
+        while at < offset + len {
+            let step = usize::try_from(offset + len - at).map_or(SCRATCH, |left| left.min(SCRATCH));
+            self.load(at, &mut scratch[..step])?;
+            crc = crc32c::crc32c_append(crc, &scratch[..step]);
+            at += step as u64;
+        }
+        Ok(crc)
+    }
+
+    /// Sets bytes to zero.
+    ///
+    /// # Errors
+    /// [`RangeError::Outside`], [`RangeError::ReadOnly`].
+    pub fn fill_zero(&self, offset: u64, len: u64) -> Result<(), RangeError> {
+        let to = self.check_write(offset, len)?;
+        let len = usize::try_from(len).map_err(|_| RangeError::Outside)?;
+        // SAFETY: the range is mapped and writable.
+        unsafe { bytes::zero(to.as_ptr(), len) };
+        Ok(())
+    }
+
+    /// The word at `offset` as an atomic: for rings, doorbells and flags that are shared with peers and devices.
+    ///
+    /// # Errors
+    /// [`RangeError`]: outside, misaligned, or read-only memory (an atomic can be written; see [`Self::load_u32`]).
+    pub fn atomic_u32(&self, offset: u64) -> Result<&AtomicU32, RangeError> {
+        let word = self.check_write(offset, 4)?.cast::<AtomicU32>();
+        if !word.is_aligned() {
+            return Err(RangeError::Misaligned);
+        }
+        // SAFETY: mapped, writable and aligned; all other access is atomic too; the mapping outlives `self`'s borrow.
+        Ok(unsafe { word.as_ref() })
+    }
+
+    /// The double word at `offset` as an atomic; see [`Self::atomic_u32`].
+    ///
+    /// # Errors
+    /// As [`Self::atomic_u32`].
+    pub fn atomic_u64(&self, offset: u64) -> Result<&AtomicU64, RangeError> {
+        let word = self.check_write(offset, 8)?.cast::<AtomicU64>();
+        if !word.is_aligned() {
+            return Err(RangeError::Misaligned);
+        }
+        // SAFETY: as in `atomic_u32`.
+        Ok(unsafe { word.as_ref() })
+    }
+
+    /// Reads the word at `offset` with acquire ordering.
+    ///
+    /// # Errors
+    /// [`RangeError::Outside`], [`RangeError::Misaligned`].
+    pub fn load_u32(&self, offset: u64) -> Result<u32, RangeError> {
+        let word = self.check(offset, 4)?.cast::<AtomicU32>();
+        if !word.is_aligned() {
+            return Err(RangeError::Misaligned);
+        }
+        // SAFETY: mapped and aligned, all access is atomic; a load does not need the memory to be writable.
+        Ok(unsafe { word.as_ref() }.load(Ordering::Acquire))
+    }
+
+    /// Reads the double word at `offset` with acquire ordering.
+    ///
+    /// # Errors
+    /// As [`Self::load_u32`].
+    pub fn load_u64(&self, offset: u64) -> Result<u64, RangeError> {
+        let word = self.check(offset, 8)?.cast::<AtomicU64>();
+        if !word.is_aligned() {
+            return Err(RangeError::Misaligned);
+        }
+        // SAFETY: as in `load_u32`.
+        Ok(unsafe { word.as_ref() }.load(Ordering::Acquire))
+    }
+
+    /// Writes the word at `offset` with release ordering.
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn store_u32(&self, offset: u64, value: u32) -> Result<(), RangeError> {
+        self.atomic_u32(offset)?.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes the double word at `offset` with release ordering.
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), RangeError> {
+        self.atomic_u64(offset)?.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    /// [`Self::read`] without counting: for bytes that are looked at, not moved on.
+    fn load(&self, offset: u64, target: &mut [u8]) -> Result<(), RangeError> {
+        let from = self.check(offset, target.len() as u64)?;
+        // SAFETY: both ranges are mapped for their use, and `target` is borrowed exclusively.
+        unsafe { bytes::copy(from.as_ptr(), target.as_mut_ptr(), target.len()) };
+        Ok(())
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<NonNull<u8>, RangeError> {
+        let end = offset.checked_add(len).ok_or(RangeError::Outside)?;
+        if end > self.0.len {
+            return Err(RangeError::Outside);
+        }
+        let offset = usize::try_from(offset).map_err(|_| RangeError::Outside)?;
+        // SAFETY: `offset` is at most `len`, which lies in the mapping.
+        Ok(unsafe { self.0.start.add(offset) })
+    }
+
+    fn check_write(&self, offset: u64, len: u64) -> Result<NonNull<u8>, RangeError> {
+        let start = self.check(offset, len)?;
+        if self.0.writable { Ok(start) } else { Err(RangeError::ReadOnly) }
+    }
+
+    fn count(&self, bytes: u64) {
+        self.0.copied.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Copies `len` bytes from one memory to another and counts them at `to`. If the ranges overlap, which bytes end up in
+/// the overlap is not specified.
+///
+/// # Errors
+/// [`RangeError::Outside`] for either side, [`RangeError::ReadOnly`] for `to`. No byte was moved.
+pub fn copy(from: &Memory, from_offset: u64, to: &Memory, to_offset: u64, len: u64) -> Result<(), RangeError> {
+    let source = from.check(from_offset, len)?;
+    let target = to.check_write(to_offset, len)?;
+    let bytes = usize::try_from(len).map_err(|_| RangeError::Outside)?;
+    // SAFETY: both ranges are mapped for their use.
+    unsafe { bytes::copy(source.as_ptr(), target.as_ptr(), bytes) };
+    to.count(len);
+    Ok(())
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory")
+            .field("id", &self.0.id.0)
+            .field("len", &self.0.len)
+            .field("fd", &self.0.fd.as_ref().map(AsRawFd::as_raw_fd))
+            .field("writable", &self.0.writable)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a memory came about.
+struct Attributes {
+    fd: Option<OwnedFd>,
+    writable: bool,
+    huge_pages: bool,
+    locked: bool,
+}
+
+/// `len` as mmap wants it: at least one byte, and few enough that pointer arithmetic cannot overflow.
+fn mapped_len(len: u64) -> Result<NonZeroUsize, MapError> {
+    if len > i64::MAX.unsigned_abs() {
+        return Err(MapError::Os(Errno::ENOMEM));
+    }
+    usize::try_from(len).ok().and_then(NonZeroUsize::new).ok_or(MapError::Empty)
+}
+
+fn map_file(fd: &OwnedFd, len: NonZeroUsize, writable: bool, extra: MapFlags) -> Result<NonNull<u8>, MapError> {
+    let access = if writable { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE } else { ProtFlags::PROT_READ };
+    // SAFETY: a fresh mapping at a place that the kernel chooses; the file cannot shrink below `len` (checked by the callers).
+    unsafe { mmap(None, len, access, MapFlags::MAP_SHARED | extra, fd, 0) }.map(NonNull::cast).map_err(MapError::Os)
+}
+
+#[cfg(test)]
+mod tests;

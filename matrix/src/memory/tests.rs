@@ -1,0 +1,92 @@
+use std::os::fd::OwnedFd;
+
+use super::*;
+
+fn clone_fd(memory: &Memory) -> OwnedFd {
+    memory.fd().expect("shared memory has a file").try_clone_to_owned().unwrap()
+}
+
+#[test]
+fn bytes_go_in_and_come_out_and_are_counted() {
+    let (a, b) = (Memory::anonymous(10_000).unwrap(), Memory::anonymous(10_000).unwrap());
+    let pattern: Vec<u8> = (0..5001_u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
+    a.write(3, &pattern).unwrap();
+    copy(&a, 3, &b, 4999, 5001).unwrap();
+    let mut out = vec![0; 5001];
+    b.read(4999, &mut out).unwrap();
+    assert_eq!(out, pattern);
+    assert_eq!(a.crc32c(3, 5001).unwrap(), crc32c::crc32c(&pattern));
+    b.fill_zero(5000, 5000).unwrap();
+    b.read(4999, &mut out).unwrap();
+    assert!(out[0] == pattern[0] && out[1..].iter().all(|&byte| byte == 0), "fill_zero clears its range and no more");
+    assert_eq!((a.copied_bytes(), b.copied_bytes()), (5001, 5001 * 3), "write; copy and two reads");
+}
+
+#[test]
+fn every_access_outside_is_refused() {
+    let m = Memory::anonymous(100).unwrap();
+    let other = Memory::anonymous(200).unwrap();
+    assert_eq!(m.read(99, &mut [0; 2]), Err(RangeError::Outside));
+    assert_eq!(m.write(u64::MAX, &[0; 2]), Err(RangeError::Outside));
+    assert_eq!(m.segment(100, 1), Err(RangeError::Outside));
+    assert_eq!(m.crc32c(0, 101), Err(RangeError::Outside));
+    assert_eq!(m.fill_zero(1, u64::MAX), Err(RangeError::Outside));
+    assert_eq!(m.load_u32(97), Err(RangeError::Outside));
+    assert_eq!(m.store_u64(96, 1), Err(RangeError::Outside));
+    assert_eq!(m.store_u64(4, 1), Err(RangeError::Misaligned));
+    assert_eq!(m.load_u32(2), Err(RangeError::Misaligned));
+    assert_eq!(copy(&other, 0, &m, 50, 51), Err(RangeError::Outside));
+    assert_eq!(copy(&m, 50, &other, 0, 51), Err(RangeError::Outside));
+    assert_eq!(m.segment(100, 0), Ok(Segment { memory: m.id(), offset: 100, len: 0 }));
+    assert_eq!(m.copied_bytes() + other.copied_bytes(), 0, "no byte moved");
+}
+
+#[test]
+fn shared_memory_is_one_memory_in_two_places() {
+    let a = Memory::shared("dyad-test", 8192, HugePages::IfAvailable).unwrap();
+    let b = Memory::from_fd(clone_fd(&a), 8192, false).unwrap();
+    a.store_u64(8, 77).unwrap();
+    assert_eq!(b.load_u64(8), Ok(77));
+    assert_eq!(b.write(0, &[1]), Err(RangeError::ReadOnly));
+    assert_eq!(b.store_u32(0, 1), Err(RangeError::ReadOnly));
+    assert_eq!(b.fill_zero(0, 1), Err(RangeError::ReadOnly));
+    assert_eq!(copy(&a, 0, &b, 0, 8), Err(RangeError::ReadOnly));
+    assert!(a.id() < b.id());
+}
+
+#[test]
+fn files_that_could_fault_are_refused() {
+    let a = Memory::shared("dyad-test", 4096, HugePages::No).unwrap();
+    assert_eq!(Memory::from_fd(clone_fd(&a), 4097, true).unwrap_err(), MapError::TooSmall { held: 4096, needed: 4097 });
+    assert_eq!(Memory::from_fd(clone_fd(&a), 0, true).unwrap_err(), MapError::Empty);
+    assert_eq!(Memory::from_fd(clone_fd(&a), u64::MAX, true).unwrap_err(), MapError::Os(Errno::ENOMEM));
+    let unsealed = memfd_create("dyad-test", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    ftruncate(&unsealed, 4096).unwrap();
+    assert_eq!(Memory::from_fd(unsealed, 4096, true).unwrap_err(), MapError::NotSealed);
+    let no_file_of_that_kind = std::fs::File::open("/dev/null").unwrap();
+    assert_eq!(Memory::from_fd(no_file_of_that_kind.into(), 4096, false).unwrap_err(), MapError::NotSealed);
+}
+
+#[test]
+fn whoever_holds_the_file_cannot_change_its_length_or_its_seals() {
+    let a = Memory::shared("dyad-test", 4096, HugePages::No).unwrap();
+    let fd = clone_fd(&a);
+    assert_eq!(ftruncate(&fd, 0), Err(Errno::EPERM));
+    assert_eq!(ftruncate(&fd, 8192), Err(Errno::EPERM));
+    assert_eq!(fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_FUTURE_WRITE)), Err(Errno::EPERM));
+}
+
+proptest::proptest! {
+    #[test]
+    fn copies_move_exactly_their_range(len in 0_u32..700, from in 0_u32..64, to in 0_u32..64) {
+        let (a, b) = (Memory::anonymous(1024).unwrap(), Memory::anonymous(1024).unwrap());
+        let pattern: Vec<u8> = (0..1024_u32).map(|i| i.to_le_bytes()[0] | 1).collect();
+        a.write(0, &pattern).unwrap();
+        copy(&a, from.into(), &b, to.into(), len.into()).unwrap();
+        let mut out = [0; 1024];
+        b.read(0, &mut out).unwrap();
+        let (from, to, len) = (from as usize, to as usize, len as usize);
+        assert_eq!(out[to..to + len], pattern[from..from + len]);
+        assert!(out[..to].iter().chain(&out[to + len..]).all(|&byte| byte == 0));
+    }
+}
