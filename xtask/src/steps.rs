@@ -1,0 +1,182 @@
+//! The steps of `cargo xtask test`: one table, run in order, stopped at the first failure.
+//!
+//! Everything that is built is built under the profile `ci`, so what one step compiled the next one reuses. Only loom's
+//! step has a target directory of its own: `--cfg loom` changes every crate.
+
+use crate::tidy;
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// What a step does.
+enum Work {
+    /// The house rules, in this process.
+    Tidy,
+    /// Cargo with these arguments and these additions to the environment.
+    Cargo { arguments: &'static [&'static str], environment: &'static [(&'static str, &'static str)] },
+}
+
+struct Step {
+    name: &'static str,
+    work: Work,
+}
+
+const fn cargo(name: &'static str, arguments: &'static [&'static str]) -> Step {
+    Step { name, work: Work::Cargo { arguments, environment: &[] } }
+}
+
+const STEPS: &[Step] = &[
+    Step { name: "tidy", work: Work::Tidy },
+    cargo("fmt", &["fmt", "--all", "--check"]),
+    cargo("clippy", &["clippy", "--workspace", "--all-targets", "--profile", "ci", "--", "-D", "warnings"]),
+    cargo("build", &["test", "--workspace", "--tests", "--profile", "ci", "--no-run"]),
+    cargo("test", &["test", "--workspace", "--tests", "--profile", "ci"]),
+    cargo("doctest", &["test", "--workspace", "--doc", "--profile", "ci"]),
+    cargo("sim", &["run", "--profile", "ci", "--", "sim", "--seeds", "100"]),
+    cargo("demo", &["run", "--profile", "ci", "--", "demo"]),
+];
+
+impl fmt::Display for Work {
+    /// As one would type it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Work::Tidy => write!(f, "cargo xtask tidy"),
+            Work::Cargo { arguments, environment } => {
+                for (name, value) in *environment {
+                    write!(f, "{name}='{value}' ")?;
+                }
+                write!(f, "cargo {}", arguments.join(" "))
+            }
+        }
+    }
+}
+
+impl Work {
+    /// Whether it held. What it prints goes straight to the terminal.
+    fn run(&self, root: &Path) -> bool {
+        match self {
+            Work::Tidy => tidy::check(root),
+            Work::Cargo { arguments, environment } => {
+                // The cargo that runs us, so that `cargo +toolchain xtask test` means that toolchain throughout.
+                let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+                let outcome = Command::new(&program)
+                    .args(*arguments)
+                    .envs(environment.iter().copied())
+                    .current_dir(root)
+                    .stdin(Stdio::null())
+                    .status();
+                match outcome {
+                    Ok(status) => status.success(),
+                    Err(error) => {
+                        println!("cannot start {}: {error}", program.display());
+                        false
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Outcome {
+    Passed(Duration),
+    Failed(Duration),
+    /// An earlier step failed, so this one was not run.
+    Skipped,
+}
+
+/// Runs every step; false if one failed.
+pub(crate) fn run_all(root: &Path) -> bool {
+    let mut number = 0;
+    let outcomes = run_until_failure(STEPS, |step| {
+        number += 1;
+        println!("==> {number}/{} {}: {}", STEPS.len(), step.name, step.work);
+        let (held, taken) = timed(|| step.work.run(root));
+        println!("<== {} {} in {:.1} s", step.name, if held { "passed" } else { "FAILED" }, taken.as_secs_f64());
+        (held, taken)
+    });
+    println!("\n{}", summary(STEPS, &outcomes));
+    !outcomes.iter().any(|o| matches!(o, Outcome::Failed(_)))
+}
+
+fn run_until_failure(steps: &[Step], mut run: impl FnMut(&Step) -> (bool, Duration)) -> Vec<Outcome> {
+    let mut failed = false;
+    let mut outcomes = Vec::new();
+    for step in steps {
+        outcomes.push(if failed {
+            Outcome::Skipped
+        } else {
+            match run(step) {
+                (true, taken) => Outcome::Passed(taken),
+                (false, taken) => {
+                    failed = true;
+                    Outcome::Failed(taken)
+                }
+            }
+        });
+    }
+    outcomes
+}
+
+/// A line per step, and last the counts, which scripts read: `N passed, N failed, N skipped`.
+fn summary(steps: &[Step], outcomes: &[Outcome]) -> String {
+    let (mut text, mut passed, mut failed, mut skipped) = (String::new(), 0, 0, 0);
+    for (Step { name, work }, outcome) in steps.iter().zip(outcomes) {
+        text += &match outcome {
+            Outcome::Passed(taken) => {
+                passed += 1;
+                format!("{name:<8} passed {:>7.1} s\n", taken.as_secs_f64())
+            }
+            Outcome::Failed(taken) => {
+                failed += 1;
+                format!("{name:<8} FAILED {:>7.1} s   alone: {work}\n", taken.as_secs_f64())
+            }
+            Outcome::Skipped => {
+                skipped += 1;
+                format!("{name:<8} SKIPPED, because a step before it failed\n")
+            }
+        };
+    }
+    text + &format!("{passed} passed, {failed} failed, {skipped} skipped")
+}
+
+#[expect(clippy::disallowed_types, reason = "how long a step took on this machine")]
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let start = std::time::Instant::now();
+    let result = work();
+    (result, start.elapsed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THREE: &[Step] = &[cargo("one", &["a"]), cargo("two", &["b", "c"]), cargo("three", &["d"])];
+
+    fn outcomes(failing: &str) -> (Vec<Outcome>, Vec<&'static str>) {
+        let mut ran = Vec::new();
+        let outcomes = run_until_failure(THREE, |step| {
+            ran.push(step.name);
+            (step.name != failing, Duration::from_millis(1500))
+        });
+        (outcomes, ran)
+    }
+
+    #[test]
+    fn nothing_runs_after_a_failure_and_the_summary_says_so() {
+        let (outcomes, ran) = outcomes("two");
+        assert_eq!(ran, ["one", "two"]);
+        let text = summary(THREE, &outcomes);
+        assert_eq!(text.lines().last(), Some("1 passed, 1 failed, 1 skipped"));
+        assert!(text.contains("alone: cargo b c"), "{text}");
+        assert!(text.contains("three    SKIPPED"), "{text}");
+    }
+
+    #[test]
+    fn when_all_hold_the_counts_say_so() {
+        let (outcomes, ran) = outcomes("none");
+        assert_eq!(ran, ["one", "two", "three"]);
+        assert_eq!(summary(THREE, &outcomes).lines().last(), Some("3 passed, 0 failed, 0 skipped"));
+    }
+}
