@@ -6,8 +6,15 @@
 //! - all tasks are made before [`Executor::seal`]; afterwards nothing is spawned and nothing is allocated;
 //! - logic reaches time through [`Clock`] and chance through [`Rng`], so the simulator can hand in virtual ones.
 
+pub mod collections;
+pub mod executor;
 pub mod rng;
+pub mod sync;
 pub mod time;
+pub mod virtual_time;
+pub mod wheel;
 
+pub use executor::{Elapsed, Executor, Fifo, Handle, Limits, Order, Shuffled, Sleep, Timeout};
 pub use rng::{Rng, SeededRng};
 pub use time::{Clock, Time};
+pub use virtual_time::{DriftingClock, VirtualTime};

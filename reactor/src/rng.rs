@@ -14,7 +14,8 @@ pub trait Rng {
     /// If `bound` is zero.
     fn below(&mut self, bound: u64) -> u64 {
         assert!(bound > 0, "below(0) has no answer");
-        u64::try_from((u128::from(self.next_u64()) * u128::from(bound)) >> 64).expect("a 64-bit product shifted by 64 fits")
+        u64::try_from((u128::from(self.next_u64()) * u128::from(bound)) >> 64)
+            .expect("a 64-bit product shifted by 64 fits")
     }
 
     /// True once in `one_in` times.

@@ -1,0 +1,63 @@
+//! What a waker touches: the ready bits of one executor, and the word that says whether its thread sleeps.
+//!
+//! Only protocol stands here, over `super::atomic`, so that loom can run the same lines over its own atomics.
+//!
+//! Invariants:
+//! - `generation` is odd while an executor has the slot and even while nobody has it; it only grows;
+//! - a bit set by [`Slot::wake`] is seen by the next [`Slot::take`] of its word, with all that the waker's thread
+//!   wrote before;
+//! - a waker that races with the end of its executor may set a bit for the slot's next owner: one spurious poll, which
+//!   every future must bear anyway.
+
+use super::atomic::{AtomicU64, Ordering};
+
+/// Bits per ready word.
+pub(crate) const WORD_BITS: usize = 64;
+
+/// The ready bits of one executor.
+#[derive(Debug)]
+pub(crate) struct Slot<const WORDS: usize> {
+    pub(crate) generation: AtomicU64,
+    pub(crate) ready: [AtomicU64; WORDS],
+}
+
+impl<const WORDS: usize> Slot<WORDS> {
+    /// Takes a free slot: the owner's generation, or `None` if somebody has it.
+    pub(crate) fn claim(&self) -> Option<u64> {
+        let free = self.generation.load(Ordering::Relaxed);
+        if free % 2 == 1 {
+            return None;
+        }
+        self.generation.compare_exchange(free, free + 1, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        for word in &self.ready {
+            word.store(0, Ordering::Relaxed);
+        }
+        Some(free + 1)
+    }
+
+    /// Gives the slot back; wakers of `generation` have no effect any more.
+    pub(crate) fn release(&self, generation: u64) {
+        let before = self.generation.swap(generation + 1, Ordering::AcqRel);
+        assert_eq!(before, generation, "only its owner releases a slot");
+    }
+
+    /// Marks `task` ready, if `generation` still has the slot.
+    pub(crate) fn wake(&self, generation: u64, task: usize) {
+        if self.generation.load(Ordering::Acquire) == generation {
+            self.ready[task / WORD_BITS].fetch_or(1 << (task % WORD_BITS), Ordering::AcqRel);
+        }
+    }
+
+    /// Takes the ready bits of one word.
+    pub(crate) fn take(&self, word: usize) -> u64 {
+        if self.ready[word].load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        self.ready[word].swap(0, Ordering::AcqRel)
+    }
+
+    /// True if any of the first `words` words has a ready bit.
+    pub(crate) fn any_ready(&self, words: usize) -> bool {
+        self.ready[..words].iter().any(|word| word.load(Ordering::Relaxed) != 0)
+    }
+}
