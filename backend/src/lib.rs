@@ -1,5 +1,8 @@
 //! Floor 2. Everything behind the cache: devices, the driver and the emulated controller, RAID groups.
 
 pub mod device;
+pub mod fake;
+#[cfg(test)]
+mod testing;
 
 pub use device::Device;
