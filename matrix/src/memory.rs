@@ -133,11 +133,17 @@ impl Drop for Mapping {
 
 impl Memory {
     /// Zeroed memory of this process alone: no file, filled by the kernel page by page at first touch. For the
-    /// simulator and tests, which make many.
+    /// simulator, tests and buffers that no peer reaches.
     ///
-    /// # Errors
-    /// [`MapError::Empty`], [`MapError::Os`].
-    pub fn anonymous(len: u64) -> Result<Self, MapError> {
+    /// # Panics
+    /// If `len` is zero or the address space is used up, as the collections of the standard library do.
+    #[must_use]
+    pub fn anonymous(len: usize) -> Self {
+        let len = len as u64;
+        Self::private(len).unwrap_or_else(|error| panic!("no memory of {len} bytes: {error}"))
+    }
+
+    fn private(len: u64) -> Result<Self, MapError> {
         let mapped = mapped_len(len)?;
         // SAFETY: a fresh mapping, at a place that the kernel chooses, aliases nothing.
         let start = unsafe {
@@ -157,7 +163,8 @@ impl Memory {
     ///
     /// # Errors
     /// [`MapError::Empty`], [`MapError::Os`].
-    pub fn shared(name: &str, len: u64, huge_pages: HugePages) -> Result<Self, MapError> {
+    pub fn shared(name: &str, len: usize, huge_pages: HugePages) -> Result<Self, MapError> {
+        let len = len as u64;
         if huge_pages == HugePages::IfAvailable
             && let Ok(memory) = Self::memfd(name, len, true)
         {
@@ -285,7 +292,7 @@ impl Memory {
     /// # Errors
     /// [`RangeError::Outside`].
     pub fn read(&self, offset: u64, target: &mut [u8]) -> Result<(), RangeError> {
-        self.load(offset, target)?;
+        self.look(offset, target)?;
         self.count(target.len() as u64);
         Ok(())
     }
@@ -312,7 +319,7 @@ impl Memory {
         let (mut crc, mut at) = (0, offset);
         while at < offset + len {
             let step = usize::try_from(offset + len - at).map_or(SCRATCH, |left| left.min(SCRATCH));
-            self.load(at, &mut scratch[..step])?;
+            self.look(at, &mut scratch[..step])?;
             crc = crc32c::crc32c_append(crc, &scratch[..step]);
             at += step as u64;
         }
@@ -402,7 +409,7 @@ impl Memory {
     }
 
     /// [`Self::read`] without counting: for bytes that are looked at, not moved on.
-    fn load(&self, offset: u64, target: &mut [u8]) -> Result<(), RangeError> {
+    pub(crate) fn look(&self, offset: u64, target: &mut [u8]) -> Result<(), RangeError> {
         let from = self.check(offset, target.len() as u64)?;
         // SAFETY: both ranges are mapped for their use, and `target` is borrowed exclusively.
         unsafe { bytes::copy(from.as_ptr(), target.as_mut_ptr(), target.len()) };

@@ -8,7 +8,7 @@ fn clone_fd(memory: &Memory) -> OwnedFd {
 
 #[test]
 fn bytes_go_in_and_come_out_and_are_counted() {
-    let (a, b) = (Memory::anonymous(10_000).unwrap(), Memory::anonymous(10_000).unwrap());
+    let (a, b) = (Memory::anonymous(10_000), Memory::anonymous(10_000));
     let pattern: Vec<u8> = (0..5001_u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
     a.write(3, &pattern).unwrap();
     copy(&a, 3, &b, 4999, 5001).unwrap();
@@ -24,8 +24,8 @@ fn bytes_go_in_and_come_out_and_are_counted() {
 
 #[test]
 fn every_access_outside_is_refused() {
-    let m = Memory::anonymous(100).unwrap();
-    let other = Memory::anonymous(200).unwrap();
+    let m = Memory::anonymous(100);
+    let other = Memory::anonymous(200);
     assert_eq!(m.read(99, &mut [0; 2]), Err(RangeError::Outside));
     assert_eq!(m.write(u64::MAX, &[0; 2]), Err(RangeError::Outside));
     assert_eq!(m.segment(100, 1), Err(RangeError::Outside));
@@ -79,7 +79,7 @@ fn whoever_holds_the_file_cannot_change_its_length_or_its_seals() {
 proptest::proptest! {
     #[test]
     fn copies_move_exactly_their_range(len in 0_u32..700, from in 0_u32..64, to in 0_u32..64) {
-        let (a, b) = (Memory::anonymous(1024).unwrap(), Memory::anonymous(1024).unwrap());
+        let (a, b) = (Memory::anonymous(1024), Memory::anonymous(1024));
         let pattern: Vec<u8> = (0..1024_u32).map(|i| i.to_le_bytes()[0] | 1).collect();
         a.write(0, &pattern).unwrap();
         copy(&a, from.into(), &b, to.into(), len.into()).unwrap();
