@@ -8,6 +8,8 @@
 
 pub mod collections;
 pub mod executor;
+pub mod reactor;
+pub mod real_time;
 pub mod rng;
 pub mod sync;
 pub mod time;
@@ -15,6 +17,8 @@ pub mod virtual_time;
 pub mod wheel;
 
 pub use executor::{Elapsed, Executor, Fifo, Handle, Limits, Order, Shuffled, Sleep, Timeout};
+pub use reactor::{Options, Reactor, ReactorError, Source, Stopper};
+pub use real_time::BootClock;
 pub use rng::{Rng, SeededRng};
 pub use time::{Clock, Time};
 pub use virtual_time::{DriftingClock, VirtualTime};

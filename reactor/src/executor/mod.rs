@@ -16,15 +16,21 @@ mod waker;
 
 /// The atomics under [`slot`]; the loom model has others.
 mod atomic {
-    pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+    /// Between publishing and looking at `asleep`. Nothing: both accesses are sequentially consistent, which orders them
+    /// against the sleeper's store and fence without the cost of a fence of their own at every wake-up.
+    pub(crate) fn order_before_looking() {}
 }
 
 pub use order::{Fifo, Order, Shuffled};
 pub use sleep::{Elapsed, Sleep, Timeout};
+pub(crate) use table::Alarm;
 pub use table::{MAX_EXECUTORS, MAX_TASKS};
 
 use crate::wheel::Wheel;
 use crate::{Clock, Time};
+use nix::errno::Errno;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
@@ -148,13 +154,32 @@ impl Executor {
 
     /// Wakes the tasks whose timers are due by the executor's clock; returns how many timers were.
     pub fn fire_timers(&self) -> usize {
-        let now = self.core.clock.now();
+        self.fire_timers_at(self.core.clock.now())
+    }
+
+    /// [`fire_timers`](Self::fire_timers) for one who has just read the clock.
+    pub(crate) fn fire_timers_at(&self, now: Time) -> usize {
         let mut fired = 0;
         self.core.wheel.borrow_mut().expire(now, |waker| {
             waker.wake();
             fired += 1;
         });
         fired
+    }
+
+    /// What ends the sleep of this executor's thread.
+    pub(crate) fn alarm(&self) -> Result<Alarm, Errno> {
+        self.core.seat.alarm()
+    }
+
+    /// The thread is about to sleep; it must look for ready tasks once more after this.
+    pub(crate) fn fall_asleep(&self) {
+        self.core.seat.fall_asleep();
+    }
+
+    /// The thread is awake.
+    pub(crate) fn wake_up(&self) {
+        self.core.seat.wake_up();
     }
 
     /// The name and the size in bytes of each task's future, in the order in which they were made.

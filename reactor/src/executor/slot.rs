@@ -1,4 +1,4 @@
-//! What a waker touches: the ready bits of one executor, and the word that says whether its thread sleeps.
+//! What other threads touch of an executor: the ready bits of its tasks, and the word that says whether its thread sleeps.
 //!
 //! Only protocol stands here, over `super::atomic`, so that loom can run the same lines over its own atomics.
 //!
@@ -6,18 +6,21 @@
 //! - `generation` is odd while an executor has the slot and even while nobody has it; it only grows;
 //! - a bit set by [`Slot::wake`] is seen by the next [`Slot::take`] of its word, with all that the waker's thread
 //!   wrote before;
-//! - a waker that races with the end of its executor may set a bit for the slot's next owner: one spurious poll, which
-//!   every future must bear anyway.
+//! - the sleeper says `asleep`, makes a full fence, then looks; whoever brings something publishes it, then (in one total
+//!   order with the sleeper) looks at `asleep`. So either the sleeper finds it, or the other raises the alarm;
+//! - a waker that races with the end of its executor may set a bit, or raise the alarm, for the slot's next owner: one spurious
+//!   poll or wake-up, which everybody must bear anyway.
 
-use super::atomic::{AtomicU64, Ordering};
+use super::atomic::{AtomicBool, AtomicU64, Ordering, fence, order_before_looking};
 
 /// Bits per ready word.
 pub(crate) const WORD_BITS: usize = 64;
 
-/// The ready bits of one executor.
+/// The public side of one executor.
 #[derive(Debug)]
 pub(crate) struct Slot<const WORDS: usize> {
     pub(crate) generation: AtomicU64,
+    pub(crate) asleep: AtomicBool,
     pub(crate) ready: [AtomicU64; WORDS],
 }
 
@@ -32,6 +35,7 @@ impl<const WORDS: usize> Slot<WORDS> {
         for word in &self.ready {
             word.store(0, Ordering::Relaxed);
         }
+        self.asleep.store(false, Ordering::Relaxed);
         Some(free + 1)
     }
 
@@ -41,11 +45,33 @@ impl<const WORDS: usize> Slot<WORDS> {
         assert_eq!(before, generation, "only its owner releases a slot");
     }
 
-    /// Marks `task` ready, if `generation` still has the slot.
-    pub(crate) fn wake(&self, generation: u64, task: usize) {
-        if self.generation.load(Ordering::Acquire) == generation {
-            self.ready[task / WORD_BITS].fetch_or(1 << (task % WORD_BITS), Ordering::AcqRel);
+    /// Marks `task` ready, if `generation` still has the slot; true if the caller must raise the alarm.
+    #[must_use]
+    pub(crate) fn wake(&self, generation: u64, task: usize) -> bool {
+        if self.generation.load(Ordering::Acquire) != generation {
+            return false;
         }
+        self.ready[task / WORD_BITS].fetch_or(1 << (task % WORD_BITS), Ordering::SeqCst);
+        order_before_looking();
+        self.must_raise_alarm()
+    }
+
+    /// After a publication that is sequentially consistent or followed by a full fence: true if the owner sleeps and
+    /// nobody else has raised the alarm for this sleep.
+    #[must_use]
+    pub(crate) fn must_raise_alarm(&self) -> bool {
+        self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst)
+    }
+
+    /// The owner is about to sleep; it must look for work once more after this.
+    pub(crate) fn fall_asleep(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The owner is awake.
+    pub(crate) fn wake_up(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
     }
 
     /// Takes the ready bits of one word.
