@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod fake;
+pub mod fence;
 #[cfg(test)]
 mod testing;
 

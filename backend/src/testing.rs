@@ -51,8 +51,8 @@ pub(crate) fn step(time: &VirtualTime) -> bool {
 }
 
 /// Memory of so many blocks.
-pub(crate) fn memory(blocks: u64) -> Memory {
-    Memory::anonymous(BlockCount(blocks).bytes()).expect("memory")
+pub(crate) fn memory(blocks: usize) -> Memory {
+    Memory::anonymous(blocks * BLOCK_BYTES)
 }
 
 /// A segment of whole blocks.

@@ -451,7 +451,7 @@ impl Medium {
     }
 
     /// A Preempt and Abort has changed the reservation. The commands of hosts without access that passed their check before either end
-    /// now or hurry; new ones will not pass. So it also waits for what an earlier Preempt and Abort, whose issuer died, left behind.
+    /// now or are waited for; new ones will not pass. So it also waits for what an earlier Preempt and Abort, whose issuer died, left behind.
     fn drain(&mut self, id: CommandId) {
         let fenced = |c: &Command| c.work.writes() && !self.reservations.may_write(&self.port(c.port).host);
         let executing = self.commands.iter().filter(|(_, c)| matches!(c.stage, Stage::Executing { .. }) && fenced(c));
@@ -460,11 +460,6 @@ impl Medium {
         for victim in victims {
             if self.rng.one_in(2) {
                 self.cut(victim, DeviceError::Aborted);
-            } else {
-                let takes = self.takes();
-                self.command_mut(victim).ends = self.time.now() + takes;
-                let soon = self.some_of(takes);
-                self.appoint(victim, soon);
             }
         }
         self.end_drains();
