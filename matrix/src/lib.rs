@@ -3,8 +3,17 @@
 //!
 //! Logic above sees one trait, [`Provider`]; which transport lies behind it is decided where the process starts.
 
+pub mod endpoint;
+pub mod frames;
 pub mod memory;
 pub mod provider;
+pub mod sim;
+
+mod completion;
+mod pieces;
+mod regions;
+mod slots;
+mod vi_state;
 
 pub use memory::{Memory, MemoryId, Segment};
 pub use provider::Provider;

@@ -328,7 +328,8 @@ pub enum Revocable {
 /// - **Protection**: a descriptor that names memory outside its region or tag completes in error and moves no byte, at either end.
 /// - **Bounds**: queues have the depths they were made with; what is full says [`PostError::Full`]. A `Send` without a posted receive waits for one
 ///   (credits); it is never dropped at a reliable level.
-/// - **Revocation**: after [`Provider::revoke`] returns, no write of the peer into that memory completes with success at the peer (PROTOCOLS 3.5), and no byte of it lands.
+/// - **Revocation**: after [`Provider::revoke`] returns, no write of the peer into that memory completes with success at
+///   the peer (PROTOCOLS 3.5), and no byte of it lands.
 /// - **Crash**: a peer that dies or stops at any instruction leads to `Broken`, never to a fault, a hang or a wrong byte here.
 pub trait Provider: Clone + 'static {
     /// What this provider can do.
@@ -338,7 +339,12 @@ pub trait Provider: Clone + 'static {
     ///
     /// # Errors
     /// When the table of regions is full, or the memory cannot be shared in the way `access` asks for.
-    fn register(&self, memory: &Memory, tag: ProtectionTag, access: RemoteAccess) -> Result<RegionHandle, ResourceError>;
+    fn register(
+        &self,
+        memory: &Memory,
+        tag: ProtectionTag,
+        access: RemoteAccess,
+    ) -> Result<RegionHandle, ResourceError>;
 
     /// Takes a region back. Peers' descriptors that name it fail from now on.
     ///

@@ -1,3 +1,5 @@
+//! Moving, counting, refusing: what callers and peers may and may not do to a memory.
+
 use std::os::fd::OwnedFd;
 
 use super::*;
