@@ -3,6 +3,7 @@
 pub mod device;
 pub mod fake;
 pub mod fence;
+pub mod raid;
 #[cfg(test)]
 mod testing;
 
