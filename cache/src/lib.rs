@@ -1,1 +1,20 @@
-//! cache
+//! Floor 3. The write cache that two directors mirror: an acknowledged write is in the memory of both (PROTOCOLS 3).
+//!
+//! The home of a group runs [`Cache`]: frames, slots, commit, destage. Its partner runs [`MirrorArea`]: it checks and
+//! remembers what the home wrote into its memory, and hands it over when it becomes the home itself.
+//! Who may serve is decided elsewhere and read from [`Authority`].
+
+pub mod address;
+pub mod authority;
+pub mod home;
+pub mod link;
+pub mod mirror;
+pub mod outcomes;
+pub mod record;
+pub mod slots;
+
+pub use address::{Epoch, TrackAddress, TrackRange, Version, VolumeId};
+pub use authority::{Authority, Regime};
+pub use home::{Cache, CacheConfig, CacheError};
+pub use link::MirrorLink;
+pub use mirror::MirrorArea;

@@ -1,1 +1,8 @@
-//! frontend
+//! Floor 4, the director's side: what an NVMe-oF host may ask for, and the transports that carry it.
+
+pub mod command;
+pub mod transfer;
+pub mod vi;
+
+pub use command::HostCommand;
+pub use vi::{Target, TargetConfig};

@@ -5,6 +5,7 @@
 //! *Base* is the NVM Express Base Specification 2.0, *NVM* the NVM Command Set Specification 1.0, *PCIe* the NVMe over PCIe Transport Specification 1.0.
 
 pub mod bytes;
+pub mod capsule;
 pub mod command;
 pub mod completion;
 pub mod fabrics;
@@ -12,6 +13,7 @@ pub mod feature;
 pub mod identify;
 pub mod log;
 pub mod opcode;
+pub mod protection;
 pub mod register;
 pub mod reservation;
 pub mod sgl;

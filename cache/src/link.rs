@@ -1,0 +1,199 @@
+//! The home's side of the mirror: puts bytes into the partner's memory, commits them, releases them.
+//!
+//! A link belongs to one connection between two incarnations. When that ends, the link is closed for good and
+//! everything that waits on it fails; what was committed is then for membership to decide.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use dyad_matrix::Provider;
+use dyad_matrix::endpoint::{Endpoint, Posted};
+use dyad_matrix::frames::{FrameIndex, FramePool, joined};
+use dyad_matrix::provider::{RegionHandle, RemoteAddress, ViId};
+use dyad_reactor::sync::{Pending, Replies, Signal, Ticket};
+
+use crate::address::{Epoch, TRACK_BLOCKS, TrackAddress, TrackRange, Version};
+use crate::mirror;
+use crate::record::{Answer, AnswerStatus, CommandId, Commit, CommitBlock, MirrorFrame, Outcomes, Record, Release, ReleasedBlock};
+
+/// The link is closed: the partner did not (and will not) say that it has the data.
+#[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the link to the partner is closed")]
+pub struct LinkClosed;
+
+/// Mirror frames of one track piece, in block order.
+pub type MirrorFrames = heapless::Vec<MirrorFrame, TRACK_BLOCKS>;
+
+struct Inner<P> {
+    endpoint: Endpoint<P>,
+    vi: ViId,
+    region: RegionHandle,
+    free: RefCell<Vec<MirrorFrame>>,
+    freed: Signal,
+    answers: Replies<Option<Answer>>,
+    closed: Cell<bool>,
+}
+
+/// The way to the partner's mirror. Clones are the same link.
+pub struct MirrorLink<P> {
+    inner: Rc<Inner<P>>,
+}
+
+impl<P> Clone for MirrorLink<P> {
+    fn clone(&self) -> Self {
+        Self { inner: Rc::clone(&self.inner) }
+    }
+}
+
+impl<P: Provider> MirrorLink<P> {
+    /// A link over the connected `vi` to the partner's empty mirror `region` of `frames` frames; at most `requests` outstanding.
+    pub fn new(endpoint: Endpoint<P>, vi: ViId, region: RegionHandle, frames: u32, requests: usize) -> Self {
+        Self {
+            inner: Rc::new(Inner {
+                endpoint,
+                vi,
+                region,
+                free: RefCell::new((0..frames).rev().map(MirrorFrame).collect()),
+                freed: Signal::new(),
+                answers: Replies::new(requests),
+                closed: Cell::new(false),
+            }),
+        }
+    }
+
+    /// The VI below.
+    #[must_use]
+    pub fn vi(&self) -> ViId {
+        self.inner.vi
+    }
+
+    /// Ends the link: whoever waits on it fails now, whoever comes later fails at once.
+    pub fn close(&self) {
+        self.inner.closed.set(true);
+        let _ = self.inner.answers.fail_all(|| None);
+        self.inner.freed.notify_all();
+    }
+
+    /// An answer of the partner arrived.
+    pub fn answered(&self, answer: Answer, tag: u64) {
+        // An answer to a question that nobody asked, or asked no more, says nothing.
+        let _ = self.inner.answers.complete(Ticket::from_u64(tag), Some(answer));
+    }
+
+    /// Mirrors one track piece: returns when the partner has answered that it has the bytes (PROTOCOLS 3.2).
+    ///
+    /// # Errors
+    /// [`LinkClosed`]: the partner may have them or not.
+    pub async fn commit(
+        &self,
+        range: TrackRange,
+        version: Version,
+        command: (CommandId, u64),
+        pool: &FramePool,
+        frames: &[FrameIndex],
+        crcs: &[u32],
+    ) -> Result<MirrorFrames, LinkClosed> {
+        let mirror = self.take_frames(range.count()).await?;
+        let blocks = mirror.iter().zip(crcs).map(|(frame, crc)| CommitBlock { frame: *frame, crc: *crc }).collect();
+        let commit = Record::Commit(Commit { range, version, command: command.0, oldest: command.1, blocks });
+
+        let mut writes: heapless::Vec<Posted, TRACK_BLOCKS> = heapless::Vec::new();
+        let sent = self.write_and_ask(&mirror, pool, frames, &mut writes, commit, version.epoch).await;
+        // The frames are in use until every write is done, whatever became of the commit.
+        for write in writes {
+            let _ = write.await;
+        }
+        sent.map(|()| mirror)
+    }
+
+    async fn write_and_ask(
+        &self,
+        mirror: &[MirrorFrame],
+        pool: &FramePool,
+        frames: &[FrameIndex],
+        writes: &mut heapless::Vec<Posted, TRACK_BLOCKS>,
+        commit: Record,
+        epoch: Epoch,
+    ) -> Result<(), LinkClosed> {
+        let mut done = 0;
+        for run in mirror.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let segments = joined(frames[done..done + run.len()].iter().map(|frame| pool.segment(*frame)));
+            done += run.len();
+            let to = RemoteAddress { region: self.inner.region, offset: mirror::offset(run[0]) };
+            let posted = self.inner.endpoint.rdma_write(self.inner.vi, &segments, to).await.map_err(|_| LinkClosed)?;
+            assert!(writes.push(posted).is_ok(), "a track has at most {TRACK_BLOCKS} runs");
+        }
+        self.ask(commit, epoch).await
+    }
+
+    /// Tells the partner that these blocks are durable; returns when it has forgotten them.
+    ///
+    /// # Errors
+    /// [`LinkClosed`]: it may have forgotten them or not.
+    pub async fn release(&self, epoch: Epoch, track: TrackAddress, blocks: heapless::Vec<ReleasedBlock, TRACK_BLOCKS>) -> Result<(), LinkClosed> {
+        self.ask(Record::Release(Release { epoch, track, blocks }), epoch).await
+    }
+
+    /// Tells a partner that just joined which commands were applied.
+    ///
+    /// # Errors
+    /// [`LinkClosed`]: it may know or not.
+    pub async fn teach(&self, outcomes: Outcomes) -> Result<(), LinkClosed> {
+        let epoch = outcomes.epoch;
+        self.ask(Record::Outcomes(outcomes), epoch).await
+    }
+
+    /// The home does not use this mirror frame any more, and the partner's index does not name it.
+    pub fn give_back(&self, frame: MirrorFrame) {
+        self.inner.free.borrow_mut().push(frame);
+        self.inner.freed.notify_all();
+    }
+
+    async fn ask(&self, record: Record, epoch: Epoch) -> Result<(), LinkClosed> {
+        let pending: Pending<Option<Answer>> = loop {
+            let seen = self.inner.freed.generation();
+            if self.inner.closed.get() {
+                return Err(LinkClosed);
+            }
+            if let Some(pending) = self.inner.answers.reserve() {
+                break pending;
+            }
+            self.inner.freed.changed_since(seen).await;
+        };
+        let message = record.encode(pending.ticket().to_u64());
+        let sent = self.inner.endpoint.send(self.inner.vi, &message).await;
+        let answer = if sent.is_ok() { pending.await } else { None };
+        self.inner.freed.notify_all();
+        match answer {
+            Some(Answer { status: AnswerStatus::Done, epoch: theirs }) if theirs == epoch => Ok(()),
+            // Any other answer means that the two ends no longer agree: the link is of no use (membership sees it closed).
+            _ => {
+                self.close();
+                Err(LinkClosed)
+            }
+        }
+    }
+
+    /// Whether the link was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.inner.closed.get()
+    }
+
+    async fn take_frames(&self, count: usize) -> Result<MirrorFrames, LinkClosed> {
+        loop {
+            let seen = self.inner.freed.generation();
+            if self.inner.closed.get() {
+                return Err(LinkClosed);
+            }
+            {
+                let mut free = self.inner.free.borrow_mut();
+                if free.len() >= count {
+                    let at = free.len() - count;
+                    return Ok(free.drain(at..).rev().collect());
+                }
+            }
+            self.inner.freed.changed_since(seen).await;
+        }
+    }
+}

@@ -1,0 +1,615 @@
+//! Pair membership as a state machine (PROTOCOLS 4). All its transitions stand in [`Machine::step`] and this table:
+//!
+//! | from | when | to | rule |
+//! |---|---|---|---|
+//! | joining | both directors are fresh, nothing unsettled; A's change to `both` wins | both | 4.6 |
+//! | joining | the record says `both` and names this incarnation | both | 4.5 |
+//! | both | the partner is missed and every lease granted to it has ended | deciding | 4.2 |
+//! | both | a device says that we are fenced | lost | 5.3 |
+//! | deciding | our change `both -> solo` wins | taking over | 4.2 |
+//! | deciding | the record names somebody else | lost | 4.2 |
+//! | taking over | devices are fenced, the mirror is revoked and adopted | solo (settling) | 4.3 |
+//! | solo (settling) | everything is on media; our change to `settled` wins | solo (settled) | 4.4 |
+//! | solo (settled) | a fresh partner is connected, writes are quiet; our change `solo -> both` wins | both | 4.5 |
+//! | solo | a device says that we are fenced, or the record names somebody else | lost | 5.3 |
+//! | lost | the winner is settled: nothing here is needed any more | restart as a fresh incarnation | 2.1, 4.2 |
+//!
+//! A change is one compare-and-swap with a nonce; while its outcome is unknown the record is read again and nothing is
+//! served. There is no registry lease yet: nobody takes over from `solo`, so a solo director needs none.
+
+use std::time::Duration;
+
+use dyad_cache::{Epoch, Regime};
+use dyad_reactor::Time;
+
+use super::message::PeerMessage;
+use super::record::{DirectorId, Incarnation, PairRecord, PairState};
+
+/// How long things take (PROTOCOLS 4.1).
+#[derive(Debug, Copy, Clone)]
+pub struct Timing {
+    /// Between heartbeats.
+    pub heartbeat: Duration,
+    /// How long a grant lets the grantee read.
+    pub lease: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { heartbeat: Duration::from_millis(100), lease: Duration::from_millis(600) }
+    }
+}
+
+impl Timing {
+    /// The same, slower: for machines where a process may not run for a while.
+    #[must_use]
+    pub fn times(self, factor: u32) -> Self {
+        Self { heartbeat: self.heartbeat * factor, lease: self.lease * factor }
+    }
+
+    /// When a lease has surely ended at the grantee, counted from the grant by the granter's clock. Either clock may be 1 % off.
+    fn lease_ended(self) -> Duration {
+        self.lease * 103 / 100
+    }
+
+    /// Silence after which the partner is missed.
+    fn missed(self) -> Duration {
+        self.heartbeat * 3
+    }
+}
+
+/// What happened.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Time passed; comes several times per heartbeat.
+    Tick,
+    /// The record was read.
+    Read(PairRecord),
+    /// The registry did not answer a read.
+    ReadFailed,
+    /// Our change is the record now.
+    CasWon,
+    /// The record was another one than the change expected.
+    CasLost,
+    /// The change was made, or not, or will be.
+    CasUnknown,
+    /// Both VIs to this incarnation of the partner are connected.
+    LinkUp(Incarnation),
+    /// The VIs to the partner are gone.
+    LinkDown,
+    /// Somebody who says it is this incarnation of the partner asked for a connection.
+    PartnerSeen(Incarnation),
+    /// The partner said something.
+    Message(PeerMessage),
+    /// [`Action::Register`] is done.
+    Registered,
+    /// [`Action::Welcome`] is done.
+    Welcomed,
+    /// [`Action::TakeOver`] is done.
+    TookOver,
+    /// An action could not be done; it is asked for again.
+    ActionFailed,
+    /// Nothing is dirty.
+    Settled,
+    /// [`Action::Quiesce`] is done: no write is on its way to media.
+    Quiesced,
+    /// A device refused us with a reservation conflict.
+    Fenced,
+}
+
+/// What is to be done.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Read the record: `Read` or `ReadFailed`.
+    ReadRecord,
+    /// Replace `expected`: `CasWon`, `CasLost` or `CasUnknown`.
+    Cas {
+        /// The record as it was last read.
+        expected: PairRecord,
+        /// The record to be.
+        proposal: PairRecord,
+    },
+    /// Say this to the partner.
+    Send(PeerMessage),
+    /// From now on serve like this.
+    SetRegime(Regime),
+    /// Reads are allowed until then.
+    SetLease(Time),
+    /// Take the VIs from the partner.
+    CloseLink,
+    /// Make our key of this epoch one of the two that write to the devices: `Registered` or `ActionFailed`.
+    Register(Epoch),
+    /// As the home: start mirroring to the partner and teach it the outcomes: `Welcomed` or `ActionFailed`.
+    Welcome {
+        /// In which epoch.
+        epoch: Epoch,
+        /// The group may have been left in the middle of a write: make its legs equal first.
+        equalise: bool,
+    },
+    /// Fence the partner, revoke the mirror, adopt what it held: `TookOver` or `ActionFailed`.
+    TakeOver(Epoch),
+    /// Wait until no write is on its way to media: `Quiesced`.
+    Quiesce,
+    /// Forget everything and start as a fresh incarnation.
+    Restart,
+    /// Only an operator can say what to do: one director is lost together with data that only it had.
+    NeedOperator,
+}
+
+/// The actions of one step.
+pub type Actions = heapless::Vec<Action, 8>;
+
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum State {
+    Joining,
+    Both { stage: BothStage, heard: Time, granted_until: Time },
+    Deciding,
+    TakingOver { working: bool },
+    Solo { stage: SoloStage },
+    Lost,
+    Restarting,
+}
+
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum BothStage {
+    /// The devices do not know our key yet.
+    Registering { working: bool },
+    /// Home: the partner does not know yet that it is a member.
+    Awaiting,
+    /// Home: it knows; mirroring is being set up.
+    Welcoming,
+    /// Everything runs.
+    Whole,
+}
+
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum SoloStage {
+    Settling,
+    Settled,
+    Quiescing,
+    Admitting,
+}
+
+/// The outstanding request to the registry; there is never a second one.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Registry {
+    Idle,
+    Reading,
+    Changing(PairRecord),
+    /// A change whose outcome is unknown; the record is being read again.
+    Unknown { proposal: PairRecord, reading: bool },
+}
+
+/// The membership of one director incarnation.
+#[derive(Debug)]
+pub struct Machine {
+    me: DirectorId,
+    incarnation: Incarnation,
+    timing: Timing,
+    state: State,
+    registry: Registry,
+    record: Option<PairRecord>,
+    /// The partner's incarnation at the other end of the link.
+    link: Option<Incarnation>,
+    /// The partner, at the other end of the link, is no member of anything.
+    partner_fresh: bool,
+    /// The partner's process is another one than the record says.
+    stranger: bool,
+    /// The pair was formed anew after both directors were lost.
+    unclean: bool,
+    heartbeat_due: Time,
+    changes: u32,
+}
+
+impl Machine {
+    /// A fresh incarnation that knows nothing.
+    #[must_use]
+    pub fn new(me: DirectorId, incarnation: Incarnation, timing: Timing) -> Self {
+        assert_ne!(incarnation, Incarnation(0), "zero is no incarnation");
+        Self {
+            me,
+            incarnation,
+            timing,
+            state: State::Joining,
+            registry: Registry::Idle,
+            record: None,
+            link: None,
+            partner_fresh: false,
+            stranger: false,
+            unclean: false,
+            heartbeat_due: Time::ZERO,
+            changes: 0,
+        }
+    }
+
+    /// The epoch this director is a member in; zero when it is none.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        let member = match self.state {
+            // A partner says that it is a member when it is one in every respect; a home at once, so that the partner learns of it.
+            State::Both { stage: BothStage::Registering { .. }, .. } => self.record.is_some_and(|record| self.is_home(&record)),
+            State::Joining | State::Lost | State::Restarting => false,
+            State::Both { .. } | State::Deciding | State::TakingOver { .. } | State::Solo { .. } => true,
+        };
+        self.record.filter(|_| member).map_or(Epoch(0), |record| record.epoch)
+    }
+
+    /// The epoch in which this director answers the home's commits, if it is a partner now.
+    #[must_use]
+    pub fn mirror_epoch(&self) -> Option<Epoch> {
+        let record = self.record?;
+        let mirrors = matches!(self.state, State::Both { stage: BothStage::Whole, .. }) && !self.is_home(&record);
+        mirrors.then_some(record.epoch)
+    }
+
+    /// A connection with a partner of this incarnation would be of use now.
+    #[must_use]
+    pub fn wants_link(&self, partner: Option<Incarnation>) -> bool {
+        let known = self.record.map(|record| record.member(self.me.partner()));
+        match self.state {
+            State::Joining => self.record.is_some(),
+            State::Solo { stage: SoloStage::Settled } => partner.is_none() || partner != known,
+            _ => false,
+        }
+    }
+
+    /// [`Event::Settled`] would change something now.
+    #[must_use]
+    pub fn awaits_settling(&self) -> bool {
+        self.state == (State::Solo { stage: SoloStage::Settling }) && self.registry == Registry::Idle
+    }
+
+    /// One word for status displays and traces.
+    #[must_use]
+    pub fn state_name(&self) -> &'static str {
+        match self.state {
+            State::Joining => "joining",
+            State::Both { stage: BothStage::Registering { .. } | BothStage::Awaiting | BothStage::Welcoming, .. } => "both, forming",
+            State::Both { stage: BothStage::Whole, .. } => "both",
+            State::Deciding => "deciding",
+            State::TakingOver { .. } => "taking over",
+            State::Solo { stage: SoloStage::Settling } => "solo, settling",
+            State::Solo { .. } => "solo, settled",
+            State::Lost => "lost",
+            State::Restarting => "restarting",
+        }
+    }
+
+    /// Whether this director is the home of the group now.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        match self.state {
+            State::Both { stage: BothStage::Whole, .. } => self.record.is_some_and(|record| self.is_home(&record)),
+            State::Solo { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Takes what happened and says what to do.
+    pub fn step(&mut self, now: Time, event: Event, actions: &mut Actions) {
+        match event {
+            Event::Tick => self.tick(now, actions),
+            Event::LinkUp(partner) => {
+                assert!(self.link.is_none(), "one link at a time");
+                self.link = Some(partner);
+                self.partner_fresh = false;
+                self.heartbeat_due = now;
+                self.tick(now, actions);
+            }
+            Event::LinkDown => {
+                self.link = None;
+                self.partner_fresh = false;
+                if let State::Solo { stage: stage @ SoloStage::Quiescing } = &mut self.state {
+                    *stage = SoloStage::Settled;
+                    self.serve_solo(actions);
+                }
+                self.tick(now, actions);
+            }
+            Event::PartnerSeen(partner) => {
+                let member = self.record.map(|record| record.member(self.me.partner()));
+                self.stranger |= matches!(self.state, State::Both { .. }) && member != Some(partner);
+                self.tick(now, actions);
+            }
+            Event::Message(message) => self.heard(now, message, actions),
+            Event::Read(record) => self.read(now, record, actions),
+            Event::ReadFailed => self.registry_silent(),
+            Event::CasUnknown => {
+                let Registry::Changing(proposal) = self.registry else { panic!("an outcome of no change") };
+                self.registry = Registry::Unknown { proposal, reading: false };
+            }
+            Event::CasWon => {
+                let Registry::Changing(proposal) = self.registry else { panic!("an outcome of no change") };
+                self.registry = Registry::Idle;
+                self.change_won(now, proposal, actions);
+            }
+            Event::CasLost => {
+                let Registry::Changing(proposal) = self.registry else { panic!("an outcome of no change") };
+                // Somebody else's change, or our own that was reported unknown before: the nonce will tell.
+                self.registry = Registry::Unknown { proposal, reading: true };
+                push(actions, Action::ReadRecord);
+            }
+            Event::Registered => {
+                let home = self.record.is_some_and(|record| self.is_home(&record));
+                if let State::Both { stage: stage @ BothStage::Registering { .. }, .. } = &mut self.state {
+                    *stage = if home { BothStage::Awaiting } else { BothStage::Whole };
+                    self.heartbeat_due = now;
+                    self.tick(now, actions);
+                }
+            }
+            Event::Welcomed => {
+                if let State::Both { stage: stage @ BothStage::Welcoming, .. } = &mut self.state {
+                    *stage = BothStage::Whole;
+                    self.unclean = false;
+                    push(actions, Action::SetRegime(Regime::Mirrored(self.epoch())));
+                }
+            }
+            Event::TookOver => {
+                if let State::TakingOver { .. } = self.state {
+                    self.state = State::Solo { stage: SoloStage::Settling };
+                    self.serve_solo(actions);
+                }
+            }
+            Event::ActionFailed => match &mut self.state {
+                State::TakingOver { working } | State::Both { stage: BothStage::Registering { working }, .. } => *working = false,
+                State::Both { stage: stage @ BothStage::Welcoming, .. } => *stage = BothStage::Awaiting,
+                _ => {}
+            },
+            Event::Settled => {
+                if self.awaits_settling() {
+                    self.change(actions, |record, me| record.state = PairState::Solo { holder: me, settled: true });
+                }
+            }
+            Event::Quiesced => {
+                let State::Solo { stage: stage @ SoloStage::Quiescing } = &mut self.state else { return };
+                let Some(partner) = self.link else { return };
+                *stage = SoloStage::Admitting;
+                self.change(actions, |record, me| form_both(record, me, partner));
+            }
+            Event::Fenced => match self.state {
+                State::Both { .. } | State::Deciding | State::Solo { .. } => self.lose(actions),
+                // Until the takeover is done the devices may well be somebody else's.
+                State::Joining | State::TakingOver { .. } | State::Lost | State::Restarting => {}
+            },
+        }
+    }
+
+    fn tick(&mut self, now: Time, actions: &mut Actions) {
+        if self.link.is_some() && now >= self.heartbeat_due {
+            self.heartbeat_due = now + self.timing.heartbeat;
+            push(actions, Action::Send(PeerMessage::Heartbeat { from: self.incarnation, epoch: self.epoch(), stamp: now }));
+        }
+        if let Registry::Unknown { proposal, reading: false } = self.registry {
+            self.registry = Registry::Unknown { proposal, reading: true };
+            push(actions, Action::ReadRecord);
+        }
+        match self.state {
+            State::Joining => {
+                self.consider_forming(actions);
+                if self.registry == Registry::Idle {
+                    self.registry = Registry::Reading;
+                    push(actions, Action::ReadRecord);
+                }
+            }
+            State::Both { stage, heard, granted_until } => {
+                if self.misses_partner(now, heard) && now >= granted_until && self.registry == Registry::Idle {
+                    self.state = State::Deciding;
+                    self.stop(actions, Regime::Undecided);
+                    self.change(actions, |record, me| {
+                        record.state = PairState::Solo { holder: me, settled: false };
+                        record.epoch = Epoch(record.epoch.0 + 1);
+                    });
+                } else if stage == (BothStage::Registering { working: false }) {
+                    self.register(actions);
+                }
+            }
+            State::Deciding => {}
+            State::TakingOver { working: false } => {
+                self.state = State::TakingOver { working: true };
+                push(actions, Action::TakeOver(self.epoch()));
+            }
+            State::Solo { stage: SoloStage::Settled } if self.link.is_some() && self.partner_fresh && self.registry == Registry::Idle => {
+                self.state = State::Solo { stage: SoloStage::Quiescing };
+                push(actions, Action::SetRegime(Regime::Undecided));
+                push(actions, Action::Quiesce);
+            }
+            State::TakingOver { working: true } | State::Solo { .. } | State::Restarting => {}
+            State::Lost => {
+                if self.registry == Registry::Idle {
+                    self.registry = Registry::Reading;
+                    push(actions, Action::ReadRecord);
+                }
+            }
+        }
+    }
+
+    fn misses_partner(&self, now: Time, heard: Time) -> bool {
+        self.link.is_none() || self.stranger || now.since(heard) > self.timing.missed()
+    }
+
+    fn heard(&mut self, now: Time, message: PeerMessage, actions: &mut Actions) {
+        let (PeerMessage::Heartbeat { from, epoch, stamp } | PeerMessage::Grant { from, epoch, stamp }) = message;
+        // Unknown incarnations and lower epochs are refused (PROTOCOLS 2.2).
+        if self.link != Some(from) {
+            return;
+        }
+        self.partner_fresh = epoch == Epoch(0);
+        match &mut self.state {
+            State::Both { stage, heard, granted_until } => {
+                let record = self.record.expect("a member has read its record");
+                if record.member(self.me.partner()) != from || epoch != record.epoch {
+                    return;
+                }
+                *heard = now;
+                match message {
+                    PeerMessage::Heartbeat { .. } if !self.stranger => {
+                        if *stage == BothStage::Awaiting {
+                            *stage = BothStage::Welcoming;
+                            push(actions, Action::Welcome { epoch: record.epoch, equalise: self.unclean });
+                        }
+                        *granted_until = now + self.timing.lease_ended();
+                        push(actions, Action::Send(PeerMessage::Grant { from: self.incarnation, epoch, stamp }));
+                    }
+                    PeerMessage::Heartbeat { .. } => {}
+                    // A grant answers a heartbeat of ours: a stamp from the future is nonsense.
+                    PeerMessage::Grant { .. } if stamp <= now => push(actions, Action::SetLease(stamp + self.timing.lease)),
+                    PeerMessage::Grant { .. } => {}
+                }
+            }
+            State::Joining => {
+                let known = self.record.map_or(Epoch(0), |record| record.epoch);
+                if epoch > known && self.registry == Registry::Idle {
+                    self.registry = Registry::Reading;
+                    push(actions, Action::ReadRecord);
+                }
+                self.consider_forming(actions);
+            }
+            State::Solo { .. } => self.tick(now, actions),
+            State::Deciding | State::TakingOver { .. } | State::Lost | State::Restarting => {}
+        }
+    }
+
+    /// Both fresh: director A forms the pair, if nothing is lost by it (PROTOCOLS 4.6).
+    fn consider_forming(&mut self, actions: &mut Actions) {
+        let (Some(record), Some(partner)) = (self.record, self.link) else { return };
+        if self.me != DirectorId::A || self.registry != Registry::Idle || !self.partner_fresh || record.member(DirectorId::B) == partner {
+            return;
+        }
+        match record.state {
+            PairState::Solo { settled: false, .. } => push(actions, Action::NeedOperator),
+            PairState::Down | PairState::Both { .. } | PairState::Solo { settled: true, .. } => {
+                self.unclean = record.state != PairState::Down;
+                self.change(actions, |record, me| form_both(record, me, partner));
+            }
+        }
+    }
+
+    fn read(&mut self, now: Time, record: PairRecord, actions: &mut Actions) {
+        match std::mem::replace(&mut self.registry, Registry::Idle) {
+            Registry::Reading => self.learn(now, record, actions),
+            Registry::Unknown { proposal, .. } if record.nonce == proposal.nonce => self.change_won(now, proposal, actions),
+            Registry::Unknown { proposal, .. } if Some(record) == self.record => {
+                // Not made (yet): asking for the same again cannot make it twice.
+                self.registry = Registry::Changing(proposal);
+                push(actions, Action::Cas { expected: record, proposal });
+            }
+            Registry::Unknown { .. } => self.change_lost(now, record, actions),
+            Registry::Idle | Registry::Changing(_) => panic!("a record that nobody asked for"),
+        }
+    }
+
+    fn registry_silent(&mut self) {
+        self.registry = match self.registry {
+            Registry::Reading => Registry::Idle,
+            Registry::Unknown { proposal, .. } => Registry::Unknown { proposal, reading: false },
+            Registry::Idle | Registry::Changing(_) => panic!("a failed read that nobody asked for"),
+        };
+    }
+
+    fn learn(&mut self, now: Time, record: PairRecord, actions: &mut Actions) {
+        match self.state {
+            State::Joining => {
+                self.record = Some(record);
+                let named = record.member(self.me) == self.incarnation;
+                if let (true, PairState::Both { home }) = (named, record.state) {
+                    assert_eq!(home, self.me.partner(), "a home learns that it is one from its own change");
+                    self.state = State::Both { stage: BothStage::Registering { working: false }, heard: now, granted_until: now };
+                    self.tick(now, actions);
+                } else {
+                    self.consider_forming(actions);
+                }
+            }
+            State::Lost => {
+                let needed = matches!(record.state, PairState::Solo { settled: false, .. }) || record.member(self.me) == self.incarnation && {
+                    matches!(record.state, PairState::Both { .. })
+                };
+                if !needed {
+                    self.state = State::Restarting;
+                    push(actions, Action::Restart);
+                }
+            }
+            State::Both { .. } | State::Deciding | State::TakingOver { .. } | State::Solo { .. } | State::Restarting => {}
+        }
+    }
+
+    fn change_won(&mut self, now: Time, proposal: PairRecord, actions: &mut Actions) {
+        self.record = Some(proposal);
+        match self.state {
+            State::Joining | State::Solo { stage: SoloStage::Admitting } => {
+                self.stranger = false;
+                self.state = State::Both { stage: BothStage::Registering { working: false }, heard: now, granted_until: now };
+                self.heartbeat_due = now;
+                push(actions, Action::SetRegime(Regime::Undecided));
+                // A lease that an earlier partner granted says nothing about this one.
+                push(actions, Action::SetLease(Time::ZERO));
+                self.tick(now, actions);
+            }
+            State::Deciding => {
+                self.state = State::TakingOver { working: false };
+                self.tick(now, actions);
+            }
+            State::Solo { stage: SoloStage::Settling } => self.state = State::Solo { stage: SoloStage::Settled },
+            State::Solo { .. } | State::Both { .. } | State::TakingOver { .. } => unreachable!("no change is asked for in {:?}", self.state),
+            // Fenced while the change was under way: somebody took over from the record that we wrote.
+            State::Lost | State::Restarting => {}
+        }
+    }
+
+    fn change_lost(&mut self, now: Time, record: PairRecord, actions: &mut Actions) {
+        match self.state {
+            State::Joining | State::Lost => self.learn(now, record, actions),
+            State::Restarting => {}
+            State::Both { .. } | State::Deciding | State::TakingOver { .. } | State::Solo { .. } => {
+                self.record = Some(record);
+                self.lose(actions);
+            }
+        }
+    }
+
+    fn change(&mut self, actions: &mut Actions, edit: impl FnOnce(&mut PairRecord, DirectorId)) {
+        assert_eq!(self.registry, Registry::Idle, "one change at a time");
+        let expected = self.record.expect("a change starts from a record that was read");
+        let mut proposal = expected;
+        edit(&mut proposal, self.me);
+        self.changes += 1;
+        proposal.nonce = u64::from(self.incarnation.0) << 32 | u64::from(self.changes);
+        proposal.members[usize::from(self.me.index())] = self.incarnation;
+        self.registry = Registry::Changing(proposal);
+        push(actions, Action::Cas { expected, proposal });
+    }
+
+    fn register(&mut self, actions: &mut Actions) {
+        let record = self.record.expect("a member has read its record");
+        if let State::Both { stage: BothStage::Registering { working }, .. } = &mut self.state {
+            *working = true;
+            push(actions, Action::Register(record.epoch));
+        }
+    }
+
+    fn serve_solo(&self, actions: &mut Actions) {
+        push(actions, Action::SetRegime(Regime::Solo(self.epoch())));
+    }
+
+    fn lose(&mut self, actions: &mut Actions) {
+        self.state = State::Lost;
+        self.stop(actions, Regime::Elsewhere);
+    }
+
+    fn stop(&self, actions: &mut Actions, regime: Regime) {
+        push(actions, Action::SetRegime(regime));
+        push(actions, Action::CloseLink);
+    }
+
+    fn is_home(&self, record: &PairRecord) -> bool {
+        record.state == PairState::Both { home: self.me }
+    }
+}
+
+fn form_both(record: &mut PairRecord, me: DirectorId, partner: Incarnation) {
+    record.state = PairState::Both { home: me };
+    record.epoch = Epoch(record.epoch.0 + 1);
+    record.members[usize::from(me.partner().index())] = partner;
+}
+
+fn push(actions: &mut Actions, action: Action) {
+    assert!(actions.push(action).is_ok(), "a step has few actions");
+}

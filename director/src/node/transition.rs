@@ -1,0 +1,217 @@
+//! The slow steps of membership: the registry, fencing, welcome, takeover.
+//!
+//! They run one at a time, each in its own task beside the machine, and answer with an event. A step may find that the
+//! machine has gone on meanwhile; the machine then ignores its event.
+
+use dyad_backend::Device;
+use dyad_backend::device::{DeviceError, DeviceId};
+use dyad_backend::fence::{self, FenceError, FenceFailure, FenceKey};
+use dyad_cache::Epoch;
+use dyad_matrix::Provider;
+
+use super::Node;
+use crate::membership::{Action, Event, PairRecord};
+use crate::registry::{Cas, Key, Registry, RegistryError, Revision};
+
+/// Key of the pair's record.
+#[must_use]
+pub fn pair_key() -> Key {
+    Key::new("pair").expect("a valid key")
+}
+
+/// Key of the list of failed devices: 16 bytes each.
+fn failed_key() -> Key {
+    Key::new("group-failed").expect("a valid key")
+}
+
+/// A step that takes time.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub(super) enum Transition {
+    Register(Epoch),
+    Welcome { epoch: Epoch, equalise: bool },
+    TakeOver(Epoch),
+    Quiesce,
+}
+
+/// The record as this director last saw it.
+#[derive(Debug, Default)]
+pub(super) struct KnownRecord {
+    record: Option<PairRecord>,
+    revision: Option<Revision>,
+}
+
+/// Reads which devices are on record as failed.
+///
+/// # Errors
+/// When the registry does not answer.
+pub async fn failed_devices<R: Registry>(registry: &R) -> Result<Vec<DeviceId>, RegistryError> {
+    Ok(registry.get(&failed_key()).await?.map_or(Vec::new(), |versioned| devices_of(&versioned.value)))
+}
+
+fn devices_of(value: &[u8]) -> Vec<DeviceId> {
+    value.as_chunks::<16>().0.iter().map(|id| DeviceId(*id)).collect()
+}
+
+impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
+    pub(super) async fn run_registry(self) {
+        let inner = &*self.inner;
+        loop {
+            let event = match inner.registry_work.next().await {
+                Action::ReadRecord => self.read_record().await.map_or(Event::ReadFailed, Event::Read),
+                Action::Cas { expected, proposal } => self.change_record(expected, proposal).await,
+                other => unreachable!("{other:?} is no work for the registry"),
+            };
+            if matches!(event, Event::ReadFailed | Event::CasUnknown) {
+                inner.handle.sleep(inner.config.timing.heartbeat).await;
+            }
+            self.event(event);
+        }
+    }
+
+    async fn read_record(&self) -> Option<PairRecord> {
+        let inner = &*self.inner;
+        let versioned = inner.world.registry.get(&pair_key()).await.ok()?;
+        let revision = versioned.as_ref().map(|versioned| versioned.revision);
+        // A damaged record is as good as none that answers: nothing is served.
+        let record = versioned.map_or(Ok(PairRecord::initial()), |versioned| PairRecord::decode(&versioned.value)).ok()?;
+        *inner.known.borrow_mut() = KnownRecord { record: Some(record), revision };
+        Some(record)
+    }
+
+    async fn change_record(&self, expected: PairRecord, proposal: PairRecord) -> Event {
+        let inner = &*self.inner;
+        let revision = {
+            let known = inner.known.borrow();
+            if known.record != Some(expected) {
+                return Event::CasLost;
+            }
+            known.revision
+        };
+        match inner.world.registry.compare_and_swap(&pair_key(), revision, &proposal.encode()).await {
+            Ok(Cas::Won(revision)) => {
+                *inner.known.borrow_mut() = KnownRecord { record: Some(proposal), revision: Some(revision) };
+                Event::CasWon
+            }
+            Ok(Cas::Lost(_)) => Event::CasLost,
+            Err(_) => Event::CasUnknown,
+        }
+    }
+
+    pub(super) async fn run_transitions(self) {
+        let inner = &*self.inner;
+        loop {
+            let transition = inner.transitions.next().await;
+            let (done, event) = match transition {
+                Transition::Register(epoch) => (self.register(epoch).await, Event::Registered),
+                Transition::Welcome { epoch, equalise } => (self.welcome(epoch, equalise).await, Event::Welcomed),
+                Transition::TakeOver(epoch) => (self.take_over(epoch).await, Event::TookOver),
+                Transition::Quiesce => {
+                    inner.cache.quiesce().await;
+                    (true, Event::Quiesced)
+                }
+            };
+            if done {
+                self.event(event);
+            } else {
+                inner.handle.sleep(inner.config.timing.heartbeat).await;
+                self.event(Event::ActionFailed);
+            }
+        }
+    }
+
+    async fn register(&self, epoch: Epoch) -> bool {
+        let result = fence::join_both(&self.live_devices().await, self.key(epoch)).await;
+        self.judge(result).await
+    }
+
+    async fn welcome(&self, epoch: Epoch, equalise: bool) -> bool {
+        let inner = &*self.inner;
+        if equalise && inner.cache.equalise().await.is_err() {
+            return false;
+        }
+        if inner.machine.borrow().epoch() != epoch {
+            return false;
+        }
+        let Some(link) = self.mirror_link() else { return false };
+        inner.cache.set_link(link);
+        inner.cache.teach_outcomes(epoch).await.is_ok()
+    }
+
+    async fn take_over(&self, epoch: Epoch) -> bool {
+        let inner = &*self.inner;
+        let result = fence::take_over(&self.live_devices().await, self.key(epoch)).await;
+        if !self.judge(result).await {
+            return false;
+        }
+        inner.cache.drop_link();
+        if let Some(area) = self.revoke_area() {
+            // A block whose bytes were damaged in memory is lost in this copy; media has an older one (PROTOCOLS 3.5).
+            inner.cache.adopt(&area.mirror).await;
+        }
+        true
+    }
+
+    /// A device that is gone is first failed out of its group, durably (PROTOCOLS 5.4); one that belongs to somebody else means stop.
+    async fn judge(&self, result: Result<(), FenceError>) -> bool {
+        match result {
+            Ok(()) => true,
+            Err(FenceError { why: FenceFailure::Superseded { .. }, .. }) => {
+                self.inner.authority.report_fenced();
+                false
+            }
+            Err(FenceError { device, why: FenceFailure::Device(DeviceError::Gone), .. }) => {
+                self.record_failed(device).await;
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Devices that are not on record as failed.
+    async fn live_devices(&self) -> Vec<D> {
+        let inner = &*self.inner;
+        // Without the registry's answer all are fenced; one that cannot be is reported again.
+        let failed = failed_devices(&inner.world.registry).await.unwrap_or_default();
+        inner.world.devices.iter().filter(|device| !failed.contains(&device.info().id)).cloned().collect()
+    }
+
+    /// Puts legs on record that failed under I/O, so that the group can go on without them.
+    pub(super) async fn run_failed_legs(self) {
+        let inner = &*self.inner;
+        loop {
+            let seen = inner.group.changes().generation();
+            let failing: Vec<DeviceId> = inner.group.failing().collect();
+            for device in &failing {
+                while !self.record_failed(*device).await {
+                    inner.handle.sleep(inner.config.timing.heartbeat).await;
+                }
+                inner.group.recorded(*device);
+            }
+            if failing.is_empty() {
+                inner.group.changes().changed_since(seen).await;
+            }
+        }
+    }
+
+    /// Adds the device to the list, unless it is the last one.
+    async fn record_failed(&self, device: DeviceId) -> bool {
+        let inner = &*self.inner;
+        let Ok(versioned) = inner.world.registry.get(&failed_key()).await else { return false };
+        let revision = versioned.as_ref().map(|versioned| versioned.revision);
+        let mut value = versioned.map_or(Vec::new(), |versioned| versioned.value);
+        let failed = devices_of(&value);
+        if failed.contains(&device) {
+            return true;
+        }
+        if failed.len() + 1 >= inner.world.devices.len() {
+            return false;
+        }
+        value.extend_from_slice(&device.0);
+        matches!(inner.world.registry.compare_and_swap(&failed_key(), revision, &value).await, Ok(Cas::Won(_)))
+    }
+
+    fn key(&self, epoch: Epoch) -> FenceKey {
+        let epoch = fence::Epoch::new(epoch.0).expect("epochs stay below 2^48");
+        FenceKey { epoch, director: fence::DirectorId(self.inner.config.me.index()) }
+    }
+}
