@@ -108,8 +108,28 @@ fn nesting(c: char) -> i32 {
 }
 
 fn is_for_tests(attribute: &str) -> bool {
-    let condition = attribute.strip_prefix("cfg(").filter(|c| !c.contains("not(") && !c.contains("any("));
-    attribute == "test" || condition.is_some_and(|c| words(c).any(|word| word == "test"))
+    let condition = attribute.strip_prefix("cfg(").and_then(|c| c.strip_suffix(')'));
+    attribute == "test" || condition.is_some_and(implies_test)
+}
+
+/// Whether this condition, written without white space, can hold only where `test` does.
+fn implies_test(condition: &str) -> bool {
+    let list = |operator| condition.strip_prefix(operator).and_then(|c| c.strip_suffix(')')).map(split_list);
+    match (list("all("), list("any(")) {
+        (Some(all), _) => all.into_iter().any(implies_test),
+        (_, Some(any)) => any.into_iter().all(implies_test),
+        _ => condition == "test",
+    }
+}
+
+/// At the commas outside parentheses.
+fn split_list(list: &str) -> Vec<&str> {
+    let mut depth = 0;
+    let outside = |c| {
+        depth += nesting(c);
+        c == ',' && depth == 0
+    };
+    list.split(outside).collect()
 }
 
 /// The identifiers and keywords in a piece of code.
@@ -260,6 +280,14 @@ mod tests {
         let text = "#[test]\nfn a(x: [u8; 2]) {\n}\n#[cfg(not(test))]\nfn b() {}\n#[cfg(all(test, loom))]\nmod c {}\n";
         let marked: Vec<bool> = Source::parse(text).lines.iter().map(|line| line.test).collect();
         assert_eq!(marked, [true, true, true, false, false, true, true]);
+        assert!(
+            ["test", "cfg(test)", "cfg(all(unix,test,not(loom)))", "cfg(any(test,all(a,test)))"]
+                .iter()
+                .all(|a| is_for_tests(a))
+        );
+        assert!(
+            !["cfg(not(test))", "cfg(any(test,loom))", "cfg(tests)", "cfg(all(a,b))"].iter().any(|a| is_for_tests(a))
+        );
         let text = "struct A {\n    #[cfg(test)]\n    b: u8,\n}\nfn c() {}\n";
         let marked: Vec<bool> = Source::parse(text).lines.iter().map(|line| line.test).collect();
         assert_eq!(marked, [false, true, true, true, false]);
