@@ -1,8 +1,10 @@
 //! Floor 2. Everything behind the cache: devices, the driver and the emulated controller, RAID groups.
 
 pub mod device;
+pub mod emulator;
 pub mod fake;
 pub mod fence;
+pub mod pci;
 pub mod raid;
 #[cfg(test)]
 mod testing;
