@@ -10,11 +10,15 @@ pub mod collections;
 pub mod executor;
 pub mod reactor;
 pub mod real_time;
+pub mod ring;
 pub mod rng;
 pub mod sync;
 pub mod time;
 pub mod virtual_time;
-pub mod wheel;
+mod wheel;
+
+#[cfg(all(test, loom))]
+mod loom_model;
 
 pub use executor::{Elapsed, Executor, Fifo, Handle, Limits, Order, Shuffled, Sleep, Timeout};
 pub use reactor::{Options, Reactor, ReactorError, Source, Stopper};

@@ -36,23 +36,19 @@ struct Entry<T> {
     next: u32,
 }
 
-#[derive(Debug)]
-struct Level {
-    /// Bit `s` is set while slot `s` has entries.
-    occupied: u64,
-    heads: [u32; SLOTS],
-}
-
 /// A timer in the wheel. Whoever has it must [`free`](Wheel::free) it.
 #[derive(Debug)]
 #[must_use = "the timer is in use until it is freed"]
-pub struct TimerKey(u32);
+pub(crate) struct TimerKey(u32);
 
 /// The wheel; each timer carries a `T`.
 #[derive(Debug)]
-pub struct Wheel<T> {
+pub(crate) struct Wheel<T> {
     position: Time,
-    levels: Box<[Level; LEVELS]>,
+    /// Per level, bit `s` is set while slot `s` has entries.
+    occupied: [u64; LEVELS],
+    /// Per level and slot, the first entry.
+    heads: Box<[[u32; SLOTS]; LEVELS]>,
     entries: Box<[Entry<T>]>,
     free: u32,
     /// The earliest deadline, while known.
@@ -64,8 +60,7 @@ impl<T> Wheel<T> {
     ///
     /// # Panics
     /// If `capacity` is 2^32 - 1 or more.
-    #[must_use]
-    pub fn new(position: Time, capacity: usize) -> Self {
+    pub(crate) fn new(position: Time, capacity: usize) -> Self {
         let count = u32::try_from(capacity).ok().filter(|count| *count < NIL).expect("fewer than 2^32 - 1 timers");
         let entries = (0..count)
             .map(|index| Entry {
@@ -76,19 +71,17 @@ impl<T> Wheel<T> {
                 next: if index + 1 == count { NIL } else { index + 1 },
             })
             .collect();
-        let levels = Box::new([const { Level { occupied: 0, heads: [NIL; SLOTS] } }; LEVELS]);
-        Self { position, levels, entries, free: if count == 0 { NIL } else { 0 }, earliest: None }
+        let heads = Box::new([[NIL; SLOTS]; LEVELS]);
+        Self { position, occupied: [0; LEVELS], heads, entries, free: if count == 0 { NIL } else { 0 }, earliest: None }
     }
 
     /// The latest time given to [`expire`](Self::expire): every timer due by then has expired.
-    #[must_use]
-    pub fn position(&self) -> Time {
+    pub(crate) fn position(&self) -> Time {
         self.position
     }
 
     /// Timers that fit.
-    #[must_use]
-    pub fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.entries.len()
     }
 
@@ -96,7 +89,7 @@ impl<T> Wheel<T> {
     ///
     /// # Panics
     /// If `deadline` is not after the position.
-    pub fn insert(&mut self, deadline: Time, value: T) -> Option<TimerKey> {
+    pub(crate) fn insert(&mut self, deadline: Time, value: T) -> Option<TimerKey> {
         assert!(deadline > self.position, "a timer is for the future: {deadline:?} at {:?}", self.position);
         let index = self.free;
         if index == NIL {
@@ -118,13 +111,13 @@ impl<T> Wheel<T> {
     ///
     /// # Panics
     /// If the timer has expired.
-    pub fn get_mut(&mut self, key: &TimerKey) -> &mut T {
+    pub(crate) fn get_mut(&mut self, key: &TimerKey) -> &mut T {
         self.entries[key.0 as usize].value.as_mut().expect("the timer still waits")
     }
 
     /// Stops the timer if it still waits, and frees its place.
     #[expect(clippy::needless_pass_by_value, reason = "the key must not be used again")]
-    pub fn free(&mut self, key: TimerKey) {
+    pub(crate) fn free(&mut self, key: TimerKey) {
         let index = key.0;
         match self.entries[index as usize].place {
             Place::Free => unreachable!("a key is freed once"),
@@ -144,11 +137,11 @@ impl<T> Wheel<T> {
     }
 
     /// The earliest deadline, exactly; `None` if no timer waits.
-    pub fn next_deadline(&mut self) -> Option<Time> {
+    pub(crate) fn next_deadline(&mut self) -> Option<Time> {
         if self.earliest.is_none() {
             let (level, slot) = self.first_occupied()?;
             let mut earliest = Time::FAR_FUTURE;
-            let mut index = self.levels[level].heads[slot];
+            let mut index = self.heads[level][slot];
             while index != NIL {
                 let entry = &self.entries[index as usize];
                 earliest = earliest.min(entry.deadline);
@@ -162,17 +155,19 @@ impl<T> Wheel<T> {
     /// Moves the position to `now` and gives every timer due by then to `due`.
     ///
     /// An earlier `now` than the position changes nothing.
-    pub fn expire(&mut self, now: Time, mut due: impl FnMut(T)) {
+    pub(crate) fn expire(&mut self, now: Time, mut due: impl FnMut(T)) {
         if now <= self.position {
             return;
         }
-        while self.next_deadline().is_some_and(|deadline| deadline <= now) {
-            let (level, slot) = self.first_occupied().expect("a timer waits");
-            // The slot's first nanosecond; no timer is due before, so every other timer keeps its level and slot.
+        while let Some((level, slot)) = self.first_occupied() {
             let start = slot_start(self.position, level, slot);
-            self.position = self.position.max(start);
-            let mut index = std::mem::replace(&mut self.levels[level].heads[slot], NIL);
-            self.levels[level].occupied &= !(1 << slot);
+            if start > now {
+                // No occupied slot begins by `now`, so every timer keeps its level and slot when the position moves there.
+                break;
+            }
+            self.position = start;
+            let mut index = std::mem::replace(&mut self.heads[level][slot], NIL);
+            self.occupied[level] &= !(1 << slot);
             self.earliest = None;
             while index != NIL {
                 let entry = &mut self.entries[index as usize];
@@ -191,16 +186,15 @@ impl<T> Wheel<T> {
 
     /// The lowest level that has entries, and its first slot that has.
     fn first_occupied(&self) -> Option<(usize, usize)> {
-        let level = self.levels.iter().position(|level| level.occupied != 0)?;
-        Some((level, self.levels[level].occupied.trailing_zeros() as usize))
+        let level = self.occupied.iter().position(|slots| *slots != 0)?;
+        Some((level, self.occupied[level].trailing_zeros() as usize))
     }
 
     /// Puts an entry into the slot of its deadline.
     fn link(&mut self, index: u32) {
         let (level, slot) = place_of(self.position, self.entries[index as usize].deadline);
-        let level = &mut self.levels[level];
-        let head = std::mem::replace(&mut level.heads[slot], index);
-        level.occupied |= 1 << slot;
+        let head = std::mem::replace(&mut self.heads[level][slot], index);
+        self.occupied[level] |= 1 << slot;
         if head != NIL {
             self.entries[head as usize].prev = index;
         }
@@ -218,11 +212,10 @@ impl<T> Wheel<T> {
         }
         if prev == NIL {
             let (level, slot) = place_of(self.position, deadline);
-            let level = &mut self.levels[level];
-            debug_assert_eq!(level.heads[slot], index);
-            level.heads[slot] = next;
+            debug_assert_eq!(self.heads[level][slot], index);
+            self.heads[level][slot] = next;
             if next == NIL {
-                level.occupied &= !(1 << slot);
+                self.occupied[level] &= !(1 << slot);
             }
         } else {
             self.entries[prev as usize].next = next;
@@ -248,42 +241,4 @@ fn slot_start(position: Time, level: usize, slot: usize) -> Time {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Runs the wheel to `now`; what expired, in the order in which it did.
-    fn expired(wheel: &mut Wheel<u64>, now: u64) -> Vec<u64> {
-        let mut values = Vec::new();
-        wheel.expire(Time::from_nanos(now), |value| values.push(value));
-        values
-    }
-
-    #[test]
-    fn deadlines_at_every_level_expire_on_the_nanosecond() {
-        let mut wheel = Wheel::new(Time::from_nanos(12_345), 100);
-        let mut deadlines: Vec<u64> = (0..64).map(|bit| 12_345 + (1 << bit)).chain([u64::MAX]).collect();
-        deadlines.sort_unstable();
-        let keys: Vec<_> =
-            deadlines.iter().rev().map(|&at| wheel.insert(Time::from_nanos(at), at).expect("room")).collect();
-        for at in deadlines {
-            assert_eq!(wheel.next_deadline(), Some(Time::from_nanos(at)));
-            assert_eq!(expired(&mut wheel, at - 1), []);
-            assert_eq!(expired(&mut wheel, at), [at]);
-        }
-        assert_eq!(wheel.next_deadline(), None);
-        keys.into_iter().for_each(|key| wheel.free(key));
-    }
-
-    #[test]
-    fn a_full_wheel_says_so_and_a_freed_timer_makes_room() {
-        let mut wheel = Wheel::new(Time::ZERO, 1);
-        let key = wheel.insert(Time::from_nanos(5), 5).expect("room");
-        assert!(wheel.insert(Time::from_nanos(6), 6).is_none());
-        wheel.free(key);
-        assert_eq!(wheel.next_deadline(), None);
-        let key = wheel.insert(Time::from_nanos(7), 7).expect("room");
-        assert_eq!(expired(&mut wheel, 100), [7]);
-        assert!(wheel.insert(Time::from_nanos(108), 8).is_none(), "an expired timer is its owner's until freed");
-        wheel.free(key);
-    }
-}
+mod tests;

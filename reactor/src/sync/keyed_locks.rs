@@ -1,8 +1,8 @@
 //! Locks by key, for a bounded number of keys at one time. First come, first served per key.
 //!
-//! Who wants a key that somebody has waits in the key's list. Who wants another key while the table is full waits for
-//! room, first come first served; when room is found for a key, everyone else who waited for room for the same key moves to
-//! the key's list, so nobody who comes later overtakes them.
+//! Everyone who cannot have a key at once enters through one *gate*, first come first served: at the head of the gate, who wants
+//! a key that somebody has goes on to the key's own list, and who wants another key stays until the table has room. So
+//! nobody is overtaken at a key, and no busy key keeps the others out: while someone waits for room, nobody joins its list.
 
 use super::waiters::{List, WaiterKey, Waiters};
 use crate::collections::{FixedMap, fixed_map};
@@ -14,11 +14,10 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-#[derive(Debug)]
+#[derive(Debug, Copy, Clone)]
 struct Wish<K> {
     key: K,
-    /// It waits for room, not for the key.
-    for_room: bool,
+    at_gate: bool,
 }
 
 struct State<K> {
@@ -26,7 +25,7 @@ struct State<K> {
     /// The keys that somebody has, and who waits for them.
     locked: FixedMap<K, List>,
     waiters: Waiters<Wish<K>>,
-    for_room: List,
+    gate: List,
 }
 
 /// The locks. Clones are the same.
@@ -42,7 +41,7 @@ impl<K: Copy + Eq + Hash> KeyedLocks<K> {
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         assert!(capacity > 0, "no key could ever be locked");
-        let state = State { capacity, locked: fixed_map(capacity), waiters: Waiters::new(), for_room: List::new() };
+        let state = State { capacity, locked: fixed_map(capacity), waiters: Waiters::new(), gate: List::new() };
         Self { state: Rc::new(RefCell::new(state)) }
     }
 
@@ -70,46 +69,49 @@ impl<K: Copy + Eq + Hash> KeyedLocks<K> {
 
 impl<K: Copy + Eq + Hash> State<K> {
     fn try_lock(&mut self, key: K) -> bool {
-        // Whoever waits for room goes first, even if the key is free.
-        let free = self.locked.len() < self.capacity && self.for_room.is_empty() && !self.locked.contains_key(&key);
+        let free = self.gate.is_empty() && self.locked.len() < self.capacity && !self.locked.contains_key(&key);
         if free {
             self.locked.insert(key, List::new());
         }
         free
     }
 
-    /// Passes `key` on to the next who waits for it, or gives its room to the next who waits for room.
+    /// Passes `key` on to the next who waits for it, or its room to the gate.
     fn unlock(&mut self, key: K) {
         let list = self.locked.get_mut(&key).expect("a locked key is in the table");
-        if self.waiters.grant_front(list) {
-            return;
-        }
-        self.locked.remove(&key);
-        if let Some(&Wish { key, .. }) = self.waiters.front(&self.for_room) {
-            self.waiters.grant_front(&mut self.for_room);
-            let mut list = List::new();
-            self.waiters.move_matching(&mut self.for_room, &mut list, |wish| {
-                let same = wish.key == key;
-                wish.for_room = !same;
-                same
-            });
-            let before = self.locked.insert(key, list);
-            assert!(before.is_none(), "who waits for room wants a key that nobody has");
+        if !self.waiters.grant_front(list) {
+            self.locked.remove(&key);
+            self.open_gate();
         }
     }
 
-    fn push_back(&mut self, key: K, cx: &Context<'_>) -> WaiterKey {
-        match self.locked.get_mut(&key) {
-            Some(list) => self.waiters.push_back(list, Wish { key, for_room: false }, cx.waker()),
-            None => self.waiters.push_back(&mut self.for_room, Wish { key, for_room: true }, cx.waker()),
+    /// Lets through the gate whom it need not hold.
+    fn open_gate(&mut self) {
+        while let Some(&Wish { key, .. }) = self.waiters.front(&self.gate) {
+            if let Some(list) = self.locked.get_mut(&key) {
+                self.waiters.move_front(&mut self.gate, list).at_gate = false;
+            } else if self.locked.len() < self.capacity {
+                self.locked.insert(key, List::new());
+                self.waiters.grant_front(&mut self.gate);
+            } else {
+                return;
+            }
         }
+    }
+
+    fn wait(&mut self, key: K, cx: &Context<'_>) -> WaiterKey {
+        let waiter = self.waiters.push_back(&mut self.gate, Wish { key, at_gate: true }, cx.waker());
+        self.open_gate();
+        waiter
     }
 
     /// Ends a wait; true if the key had been given.
-    fn remove(&mut self, waiter: WaiterKey) -> bool {
-        let Wish { key, for_room } = *self.waiters.data(&waiter);
-        if for_room {
-            return self.waiters.remove(&mut self.for_room, waiter);
+    fn leave(&mut self, waiter: WaiterKey) -> bool {
+        let Wish { key, at_gate } = *self.waiters.data(&waiter);
+        if at_gate {
+            let granted = self.waiters.remove(&mut self.gate, waiter);
+            self.open_gate();
+            return granted;
         }
         let list = self.locked.get_mut(&key).expect("a key that is waited for is locked");
         self.waiters.remove(list, waiter)
@@ -179,11 +181,11 @@ impl<K: Copy + Eq + Hash> Future for Lock<'_, K> {
                 return Poll::Pending;
             }
             Some(waiter) => {
-                state.remove(waiter);
+                state.leave(waiter);
             }
             None if state.try_lock(this.key) => {}
             None => {
-                this.waiter = Some(state.push_back(this.key, cx));
+                this.waiter = Some(state.wait(this.key, cx));
                 return Poll::Pending;
             }
         }
@@ -195,7 +197,7 @@ impl<K: Copy + Eq + Hash> Drop for Lock<'_, K> {
     fn drop(&mut self) {
         if let Some(waiter) = self.waiter.take() {
             let mut state = self.locks.state.borrow_mut();
-            if state.remove(waiter) {
+            if state.leave(waiter) {
                 state.unlock(self.key);
             }
         }

@@ -88,18 +88,15 @@ impl<D> Waiters<D> {
         true
     }
 
-    /// Moves every waiter of `from` that `choose` takes to the end of `to`, in order; `choose` may change what it carries.
-    pub(super) fn move_matching(&mut self, from: &mut List, to: &mut List, mut choose: impl FnMut(&mut D) -> bool) {
-        let mut index = from.head;
-        while index != NIL {
-            let entry = &mut self.entries[index as usize];
-            let next = entry.next;
-            if entry.waiter.as_mut().is_some_and(|(data, _)| choose(data)) {
-                self.unlink(from, index);
-                self.link_back(to, index);
-            }
-            index = next;
-        }
+    /// Moves the first waiter of `from` to the end of `to`; gives what it carries.
+    ///
+    /// # Panics
+    /// If `from` is empty.
+    pub(super) fn move_front(&mut self, from: &mut List, to: &mut List) -> &mut D {
+        let index = from.head;
+        self.unlink(from, index);
+        self.link_back(to, index);
+        self.entries[index as usize].waiter.as_mut().map(|(data, _)| data).expect("who stands in a list waits")
     }
 
     pub(super) fn is_granted(&self, key: &WaiterKey) -> bool {
