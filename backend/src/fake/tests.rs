@@ -1,3 +1,5 @@
+//! What the fake promises its users, and that it is as hostile as it says.
+
 use std::time::Duration;
 
 use dyad_matrix::{Memory, Segment};

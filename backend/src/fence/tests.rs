@@ -1,3 +1,5 @@
+//! Fencing on the fake device: each goal, from every state that a crash or a rival can leave.
+
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};

@@ -1,3 +1,5 @@
+//! RAID 1 on the fake device: balance, failures of legs, and what a success promises.
+
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
