@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `Live` | gone; a write or flush failed for good; and another leg is live | `Failing` |
 //! | `Live` | the same, and it is the last one | `Live`: the command fails, and the group is lost if the leg is gone |
-//! | `Failing` | its failure is on record | `Out` |
+//! | `Live`, `Failing` | its failure is on record | `Out`; if none is live any more, the group is lost |
 //!
 //! `Failing` and `Out` legs are neither read nor written. While a leg is `Failing`, writes and flushes that it missed do not succeed: the partner, or
 //! our next life, would still take the leg for a whole one. A leg that is `Out` comes back only by a rebuild (a later issue).
@@ -251,10 +251,14 @@ impl<D: Device> Raid1<D> {
         self.legs_in(LegState::Failing).filter(move |_| !lost).map(|leg| leg.id)
     }
 
-    /// The failure of this leg is on record.
+    /// The failure of this device is on record: it is not used any more, whether or not this group has noticed. To be told for the whole
+    /// record whenever this director becomes the home, **read after fencing**: until then the former home may have gone on without a leg.
     pub fn recorded(&self, failed: DeviceId) {
-        for leg in self.legs_in(LegState::Failing).filter(|leg| leg.id == failed) {
+        for leg in self.0.legs.iter().filter(|leg| leg.id == failed) {
             leg.state.set(LegState::Out);
+        }
+        if self.legs_in(LegState::Live).next().is_none() {
+            self.0.lost.set(true);
         }
         self.0.changes.notify_all();
     }

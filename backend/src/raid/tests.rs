@@ -227,6 +227,19 @@ fn a_lost_leg_is_put_on_record_before_a_write_that_missed_it_succeeds() {
     }
 }
 
+/// The partner went on without a leg while it was the home; this director's group has not noticed.
+#[test]
+fn a_leg_that_others_put_on_record_is_not_used_any_more() {
+    let bench = Bench::new(1, 2);
+    bench.write(0, 1, 1).expect("write");
+    bench.group.recorded(info(1).id);
+    assert_eq!(bench.write(0, 1, 2), Ok(()));
+    assert!((0..4).all(|_| bench.read(0) == Ok(2)), "the other one has old blocks");
+    assert_eq!(bench.group.state(), GroupState::Degraded);
+    bench.group.recorded(info(2).id);
+    assert_eq!((bench.group.state(), bench.read(0)), (GroupState::Lost, Err(GroupError::Lost)));
+}
+
 #[test]
 fn without_a_record_writes_fail_and_reads_go_on() {
     let bench = Bench::new(1, 2);
