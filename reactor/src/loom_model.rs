@@ -3,6 +3,16 @@
 //! The lines under test are the production files themselves, compiled a second time over loom's atomics.
 //! `RUSTFLAGS="--cfg loom" cargo test -p dyad-reactor --release loom` runs them.
 
+#![allow(unreachable_pub)] // The production files are public elsewhere.
+
+/// Runs `test` in every interleaving with at most three preemptions. Bugs of this kind need two (and without the bound the
+/// larger tests would take hours).
+fn check(test: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(test);
+}
+
 /// The slot over loom's atomics.
 mod executor {
     mod atomic {

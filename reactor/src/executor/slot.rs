@@ -8,6 +8,8 @@
 //!   wrote before;
 //! - the sleeper says `asleep`, makes a full fence, then looks; whoever brings something publishes it, then (in one total
 //!   order with the sleeper) looks at `asleep`. So either the sleeper finds it, or the other raises the alarm;
+//! - every access that changes a word is a read-modify-write, so the changes of a word are one chain, whoever makes them
+//!   (where a store would do, too: loom orders stores beside read-modify-writes less than the memory model does);
 //! - a waker that races with the end of its executor may set a bit, or raise the alarm, for the slot's next owner: one spurious
 //!   poll or wake-up, which everybody must bear anyway.
 
@@ -33,9 +35,9 @@ impl<const WORDS: usize> Slot<WORDS> {
         }
         self.generation.compare_exchange(free, free + 1, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         for word in &self.ready {
-            word.store(0, Ordering::Relaxed);
+            word.swap(0, Ordering::AcqRel);
         }
-        self.asleep.store(false, Ordering::Relaxed);
+        self.asleep.swap(false, Ordering::AcqRel);
         Some(free + 1)
     }
 
@@ -65,13 +67,13 @@ impl<const WORDS: usize> Slot<WORDS> {
 
     /// The owner is about to sleep; it must look for work once more after this.
     pub(crate) fn fall_asleep(&self) {
-        self.asleep.store(true, Ordering::SeqCst);
+        self.asleep.swap(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
 
     /// The owner is awake.
     pub(crate) fn wake_up(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
+        self.asleep.swap(false, Ordering::AcqRel);
     }
 
     /// Takes the ready bits of one word.

@@ -1,5 +1,6 @@
 //! No wake-up is lost, and no late waker harms the slot's next owner.
 
+use super::super::check;
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::slot::Slot;
 use loom::sync::{Arc, Condvar, Mutex};
@@ -53,7 +54,7 @@ impl Entry {
 
 #[test]
 fn no_wake_up_is_lost_on_the_way_to_sleep() {
-    loom::model(|| {
+    check(|| {
         let entry = Entry::new();
         let generation = entry.slot.claim().unwrap();
         let message = Arc::new(AtomicU64::new(0));
@@ -70,7 +71,7 @@ fn no_wake_up_is_lost_on_the_way_to_sleep() {
 
 #[test]
 fn two_wakers_are_both_heard() {
-    loom::model(|| {
+    check(|| {
         let entry = Entry::new();
         let generation = entry.slot.claim().unwrap();
         let others = [1, 2].map(|task| {
@@ -79,13 +80,15 @@ fn two_wakers_are_both_heard() {
         });
         let sleeps = entry.run_until(0b110);
         assert!(sleeps <= 3, "two alarms and one left over: {sleeps}");
-        others.map(|other| other.join().unwrap());
+        for other in others {
+            other.join().unwrap();
+        }
     });
 }
 
 #[test]
 fn a_late_waker_costs_the_next_owner_at_most_a_spurious_poll() {
-    loom::model(|| {
+    check(|| {
         let entry = Entry::new();
         let first = entry.slot.claim().unwrap();
         let late = Arc::clone(&entry);
@@ -104,7 +107,7 @@ fn a_late_waker_costs_the_next_owner_at_most_a_spurious_poll() {
 
 #[test]
 fn a_slot_has_one_owner() {
-    loom::model(|| {
+    check(|| {
         let entry = Entry::new();
         let rival = Arc::clone(&entry);
         let other = thread::spawn(move || rival.slot.claim().is_some());

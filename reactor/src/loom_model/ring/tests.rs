@@ -1,12 +1,13 @@
 //! Neither end waits for ever, and nothing is lost.
 
+use super::super::check;
 use super::ends::{Gone, ring};
 use loom::future::block_on;
 use loom::thread;
 
 #[test]
 fn everything_sent_arrives_through_a_ring_that_is_too_small() {
-    loom::model(|| {
+    check(|| {
         let (mut sender, mut receiver) = ring(1);
         let other = thread::spawn(move || {
             block_on(async move {
@@ -24,7 +25,7 @@ fn everything_sent_arrives_through_a_ring_that_is_too_small() {
 
 #[test]
 fn a_sender_without_room_learns_that_the_receiver_is_gone() {
-    loom::model(|| {
+    check(|| {
         let (mut sender, receiver) = ring(1);
         sender.try_send(0).unwrap();
         let other = thread::spawn(move || drop(receiver));
