@@ -107,11 +107,10 @@ impl<K: Copy + Eq + Hash> State<K> {
 
     /// Ends a wait; true if the key had been given.
     fn leave(&mut self, waiter: WaiterKey) -> bool {
+        // If it held up others at the gate: whoever wants a key that somebody has goes on when that key is unlocked.
         let Wish { key, at_gate } = *self.waiters.data(&waiter);
         if at_gate {
-            let granted = self.waiters.remove(&mut self.gate, waiter);
-            self.open_gate();
-            return granted;
+            return self.waiters.remove(&mut self.gate, waiter);
         }
         let list = self.locked.get_mut(&key).expect("a key that is waited for is locked");
         self.waiters.remove(list, waiter)

@@ -20,4 +20,6 @@ pub use replies::{Pending, Replies, Ticket};
 pub use signal::{Changed, Signal};
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod testing;
