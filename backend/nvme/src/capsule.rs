@@ -66,7 +66,8 @@ impl CommandCapsule {
         let list_bytes = u32::try_from(self.data.len() * SglDescriptor::BYTES).expect("the list is short");
         let command = self.command.with_sgl(SglDescriptor::last_segment(HEADER_BYTES as u64, list_bytes));
         let mut capsule = heapless::Vec::new();
-        let mut put = |field: &[u8]| capsule.extend_from_slice(field).expect("COMMAND_BYTES_MAX holds the longest capsule");
+        let mut put =
+            |field: &[u8]| capsule.extend_from_slice(field).expect("COMMAND_BYTES_MAX holds the longest capsule");
         put(command.as_bytes());
         put(&self.sequence.to_le_bytes());
         put(&self.oldest.to_le_bytes());
@@ -89,7 +90,9 @@ impl CommandCapsule {
         }
         let mut data = DataBlocks::new();
         for descriptor in descriptors {
-            let Some(Sgl::Keyed { address, len, .. }) = SglDescriptor::from_bytes(*descriptor).parse() else { return Err(MalformedCapsule) };
+            let Some(Sgl::Keyed { address, len, .. }) = SglDescriptor::from_bytes(*descriptor).parse() else {
+                return Err(MalformedCapsule);
+            };
             data.push(DataBlock { offset: address, len }).map_err(|_| MalformedCapsule)?;
         }
         Ok(Self { command, sequence: bytes::u64_at(header, 64), oldest: bytes::u64_at(header, 72), data })
@@ -184,7 +187,7 @@ mod tests {
         let back = CommandCapsule::decode(&bytes).unwrap();
         assert_eq!((back.sequence, back.oldest, &back.data), (77, 70, &capsule.data));
         assert_eq!((back.command.lba(), back.command.block_count()), (Lba(5), BlockCount(16)));
-        for len in (0..bytes.len()).filter(|len| *len < HEADER_BYTES || (len - HEADER_BYTES) % 16 != 0) {
+        for len in (0..bytes.len()).filter(|len| *len < HEADER_BYTES || !(len - HEADER_BYTES).is_multiple_of(16)) {
             assert!(CommandCapsule::decode(&bytes[..len]).is_err(), "{len} bytes");
         }
         let request = ConnectRequest { host: HostId([3; 16]), generation: 4, region: 5, depth: 6 };

@@ -463,10 +463,10 @@ impl Subsystem {
             nvm::FLUSH if entry.namespace() == NamespaceId::ALL => {
                 self.namespaces.iter_mut().try_for_each(Namespace::flush)
             }
-            nvm::RESERVATION_REGISTER
-            | nvm::RESERVATION_REPORT
-            | nvm::RESERVATION_ACQUIRE
-            | nvm::RESERVATION_RELEASE => self.reservation(fetched),
+            nvm::RESERVATION_REGISTER | nvm::RESERVATION_ACQUIRE | nvm::RESERVATION_RELEASE => {
+                self.reservation(fetched)
+            }
+            nvm::RESERVATION_REPORT => self.report(fetched),
             opcode => {
                 let index = usize::try_from(entry.namespace().0).expect("checked") - 1;
                 let namespace = &mut self.namespaces[index];
@@ -513,7 +513,7 @@ impl Subsystem {
         controller.complete(fetched.queue, entry.command(), status, 0);
     }
 
-    /// Reservation commands (Base 7.2 to 7.5).
+    /// Reservation Register, Acquire and Release (Base 7.2 to 7.4).
     fn reservation(&mut self, fetched: &Fetched) -> Result<(), Status> {
         let entry = &fetched.entry;
         let [action, rtype, ..] = entry.dword(10).to_le_bytes();
@@ -552,13 +552,12 @@ impl Subsystem {
                 let rtype = rtype.ok_or(Status::INVALID_FIELD)?;
                 reservations.acquire(fetched.host, action, rtype, AcquireData::from_bytes(&data))?
             }
-            nvm::RESERVATION_RELEASE => {
+            _ => {
                 let mut key = [0; 8];
                 dma.read(entry, &mut key)?;
                 let action = ReleaseAction::from_bits(action & 7).ok_or(Status::INVALID_FIELD)?;
                 reservations.release(fetched.host, action, rtype, u64::from_le_bytes(key))?
             }
-            _ => return self.report(fetched),
         };
         self.namespaces[index].keep_reservations()?;
         self.tell(entry.namespace(), &effects);
@@ -572,6 +571,7 @@ impl Subsystem {
         Ok(())
     }
 
+    /// Reservation Report (Base 7.5).
     fn report(&self, fetched: &Fetched) -> Result<(), Status> {
         let entry = &fetched.entry;
         let index = usize::try_from(entry.namespace().0).expect("checked") - 1;
