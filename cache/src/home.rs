@@ -11,12 +11,13 @@ use std::rc::Rc;
 
 use dyad_backend::Device;
 use dyad_backend::raid::{GroupError, Raid1};
-use dyad_matrix::frames::{FRAME_BYTES, FrameIndex, FramePool, Pinned};
+use dyad_matrix::frames::{FRAME_BYTES, FrameIndex, FramePool, Pinned, joined};
 use dyad_matrix::{Memory, Provider, Segment};
 use dyad_nvme::types::Lba;
 use dyad_reactor::Time;
 use dyad_reactor::collections::FixedMap;
 use dyad_reactor::executor::Handle;
+use dyad_reactor::mutation::{Mutation, is_active};
 use dyad_reactor::sync::{KeyedLocks, Signal};
 
 use crate::address::{Epoch, TRACK_BLOCKS, TrackAddress, TrackRange, Version, VolumeId};
@@ -415,6 +416,9 @@ impl<D: Device, P: Provider> Cache<D, P> {
     ) -> bool {
         let inner = &*self.inner;
         let version = self.next_version(epoch);
+        if is_active(Mutation::VisibleBeforeCommit) {
+            self.install_all(range, pinned, crcs, version, BlockState::Dirty(None));
+        }
         let Ok(mirror) = link.commit(range, version, command, &inner.pool, pinned.frames(), crcs).await else { return false };
         // The partner has it: it is committed, whatever happened to us meanwhile. If we are not the home any more, nobody reads our slots.
         for (at, index) in range.indices().enumerate() {
@@ -444,16 +448,17 @@ impl<D: Device, P: Provider> Cache<D, P> {
     ) -> Result<(), CacheError> {
         let inner = &*self.inner;
         let version = self.next_version(epoch);
+        if is_active(Mutation::SoloAcknowledgesFromMemory) {
+            self.install_all(range, pinned, crcs, version, BlockState::Dirty(None));
+            inner.moved.notify_all();
+            return Ok(());
+        }
         self.begin_media_write(range.track).await;
         let written = self.group_write(range, &pinned.segments()).await;
         inner.slots.borrow_mut().set_destaging(range.track, false);
         inner.moved.notify_all();
         written?;
-        for (at, index) in range.indices().enumerate() {
-            let frame = pinned.frames()[at];
-            inner.pool.hold(frame);
-            self.install(range.track, index, Block { frame, crc: crcs[at], version, state: BlockState::Clean });
-        }
+        self.install_all(range, pinned, crcs, version, BlockState::Clean);
         if !inner.outcomes.insert(command.0, command.1) {
             return Err(CacheError::Credits);
         }
@@ -477,6 +482,8 @@ impl<D: Device, P: Provider> Cache<D, P> {
             Some(slot) => slot.blocks.map(|block| block.filter(|block| block.state != BlockState::Clean)),
             None => return Ok(()),
         };
+        // Held from the snapshot to the end: newer writes may replace these blocks meanwhile, and let go of their frames.
+        let _pinned = inner.pool.pin(dirty.iter().flatten().map(|block| block.frame));
         let mut first = 0;
         for run in dirty.chunk_by(|a, b| a.is_some() == b.is_some()) {
             let start = first;
@@ -484,9 +491,11 @@ impl<D: Device, P: Provider> Cache<D, P> {
             if run[0].is_none() {
                 continue;
             }
-            let pinned = inner.pool.pin(run.iter().flatten().map(|block| block.frame));
             let range = TrackRange::new(track, start, run.len()).expect("a run lies in its track");
-            self.group_write(range, &pinned.segments()).await?;
+            let segments = joined(run.iter().flatten().map(|block| inner.pool.segment(block.frame)));
+            if !is_active(Mutation::CleanBeforeDurable) {
+                self.group_write(range, &segments).await?;
+            }
         }
         let durable = dirty.iter().enumerate().filter_map(|(index, block)| block.map(|block| (index, block.version)));
         let link = self.link();
@@ -556,6 +565,15 @@ impl<D: Device, P: Provider> Cache<D, P> {
             return None;
         }
         Some(self.inner.pool.pin(blocks.iter().flatten().map(|block| block.frame)))
+    }
+
+    /// Makes the pinned frames the contents of `range`.
+    fn install_all(&self, range: TrackRange, pinned: &Pinned, crcs: &[u32], version: Version, state: BlockState) {
+        for (at, index) in range.indices().enumerate() {
+            let frame = pinned.frames()[at];
+            self.inner.pool.hold(frame);
+            self.install(range.track, index, Block { frame, crc: crcs[at], version, state });
+        }
     }
 
     /// Installs a block that holds its frame; lets go of the frame that was there and returns its state.

@@ -10,6 +10,7 @@ use dyad_matrix::Provider;
 use dyad_matrix::endpoint::{Endpoint, Posted};
 use dyad_matrix::frames::{FrameIndex, FramePool, joined};
 use dyad_matrix::provider::{RegionHandle, RemoteAddress, ViId};
+use dyad_reactor::mutation::{Mutation, is_active};
 use dyad_reactor::sync::{Pending, Replies, Signal, Ticket};
 
 use crate::address::{Epoch, TRACK_BLOCKS, TrackAddress, TrackRange, Version};
@@ -160,8 +161,12 @@ impl<P: Provider> MirrorLink<P> {
             }
             self.inner.freed.changed_since(seen).await;
         };
+        let is_commit = matches!(record, Record::Commit(_));
         let message = record.encode(pending.ticket().to_u64());
         let sent = self.inner.endpoint.send(self.inner.vi, &message).await;
+        if is_active(Mutation::AcknowledgeBeforeAnswer) && is_commit && sent.is_ok() {
+            return Ok(());
+        }
         let answer = if sent.is_ok() { pending.await } else { None };
         self.inner.freed.notify_all();
         match answer {

@@ -11,6 +11,7 @@
 use dyad_matrix::Memory;
 use dyad_nvme::types::BLOCK_BYTES;
 use dyad_reactor::collections::{FixedMap, fixed_map};
+use dyad_reactor::mutation::{Mutation, is_active};
 
 use crate::address::{Epoch, TRACK_BLOCKS, TrackAddress, Version};
 use crate::outcomes::OutcomeTable;
@@ -115,7 +116,7 @@ impl MirrorArea {
         }
         let Some(entries) = self.index.get_mut(&release.track) else { return AnswerStatus::Done };
         for block in &release.blocks {
-            let durable = entries[usize::from(block.index)].take_if(|entry| entry.version <= block.version);
+            let durable = entries[usize::from(block.index)].take_if(|entry| entry.version <= block.version || is_active(Mutation::ReleaseAnyVersion));
             if let Some(durable) = durable {
                 self.used[place(durable.frame)] = false;
             }

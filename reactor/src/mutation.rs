@@ -23,15 +23,13 @@ pub enum Mutation {
     TakeOverWithoutAdopting,
     /// PROTOCOLS 4.4: a director that is alone acknowledges before media has the write.
     SoloAcknowledgesFromMemory,
-    /// PROTOCOLS 9.1: a command that is sent again is applied again.
-    ApplyTwice,
-    /// PROTOCOLS 7.3, 3.4: blocks are called clean when one leg has them.
+    /// PROTOCOLS 7.3, 3.4: blocks are called clean, and released, before media has them.
     CleanBeforeDurable,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::AcknowledgeBeforeAnswer,
         Self::VisibleBeforeCommit,
         Self::ReleaseAnyVersion,
@@ -40,7 +38,6 @@ impl Mutation {
         Self::TakeOverWithoutFencing,
         Self::TakeOverWithoutAdopting,
         Self::SoloAcknowledgesFromMemory,
-        Self::ApplyTwice,
         Self::CleanBeforeDurable,
     ];
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | joining | both directors are fresh, nothing unsettled; A's change to `both` wins | both | 4.6 |
 //! | joining | the record says `both` and names this incarnation | both | 4.5 |
+//! | joining | the record names this incarnation, but the partner is solo already | restart as a fresh incarnation | 2.1 |
 //! | both | the partner is missed and every lease granted to it has ended | deciding | 4.2 |
 //! | both | a device says that we are fenced | lost | 5.3 |
 //! | deciding | our change `both -> solo` wins | taking over | 4.2 |
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use dyad_cache::{Epoch, Regime};
 use dyad_reactor::Time;
+use dyad_reactor::mutation::{Mutation, is_active};
 
 use super::message::PeerMessage;
 use super::record::{DirectorId, Incarnation, PairRecord, PairState};
@@ -391,7 +393,7 @@ impl Machine {
                 }
             }
             State::Both { stage, heard, granted_until } => {
-                if self.misses_partner(now, heard) && now >= granted_until && self.registry == Registry::Idle {
+                if self.misses_partner(now, heard) && (now >= granted_until || is_active(Mutation::DecideWithoutWaiting)) && self.registry == Registry::Idle {
                     self.state = State::Deciding;
                     self.stop(actions, Regime::Undecided);
                     self.change(actions, |record, me| {
@@ -514,6 +516,10 @@ impl Machine {
                     assert_eq!(home, self.me.partner(), "a home learns that it is one from its own change");
                     self.state = State::Both { stage: BothStage::Registering { working: false }, heard: now, granted_until: now };
                     self.tick(now, actions);
+                } else if named {
+                    // It was a member and did not live to see it: the partner went on without it.
+                    self.state = State::Restarting;
+                    push(actions, Action::Restart);
                 } else {
                     self.consider_forming(actions);
                 }

@@ -238,6 +238,12 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         if self.inner.needs_operator.get() { "needs an operator" } else { self.inner.machine.borrow().state_name() }
     }
 
+    /// The membership machine in full, for a timeline.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!("{:?}", self.inner.machine.borrow())
+    }
+
     /// It serves hosts now.
     #[must_use]
     pub fn serves(&self) -> bool {

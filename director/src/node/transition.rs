@@ -8,6 +8,7 @@ use dyad_backend::device::{DeviceError, DeviceId};
 use dyad_backend::fence::{self, FenceError, FenceFailure, FenceKey};
 use dyad_cache::Epoch;
 use dyad_matrix::Provider;
+use dyad_reactor::mutation::{Mutation, is_active};
 
 use super::Node;
 use crate::membership::{Action, Event, PairRecord};
@@ -126,7 +127,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     async fn welcome(&self, epoch: Epoch, equalise: bool) -> bool {
         let inner = &*self.inner;
-        if equalise && inner.cache.equalise().await.is_err() {
+        if !self.leave_out_failed().await || equalise && inner.cache.equalise().await.is_err() {
             return false;
         }
         if inner.machine.borrow().epoch() != epoch {
@@ -139,12 +140,14 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     async fn take_over(&self, epoch: Epoch) -> bool {
         let inner = &*self.inner;
-        let result = fence::take_over(&self.live_devices().await, self.key(epoch)).await;
-        if !self.judge(result).await {
+        let devices = if is_active(Mutation::TakeOverWithoutFencing) { Vec::new() } else { self.live_devices().await };
+        let result = fence::take_over(&devices, self.key(epoch)).await;
+        // Only now can the lost home no longer put a leg on record and acknowledge without it.
+        if !self.judge(result).await || !self.leave_out_failed().await {
             return false;
         }
         inner.cache.drop_link();
-        if let Some(area) = self.revoke_area() {
+        if let Some(area) = self.revoke_area().filter(|_| !is_active(Mutation::TakeOverWithoutAdopting)) {
             // A block whose bytes were damaged in memory is lost in this copy; media has an older one (PROTOCOLS 3.5).
             inner.cache.adopt(&area.mirror).await;
         }
@@ -160,11 +163,23 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
                 false
             }
             Err(FenceError { device, why: FenceFailure::Device(DeviceError::Gone), .. }) => {
-                self.record_failed(device).await;
+                if self.record_failed(device).await {
+                    self.inner.group.recorded(device);
+                }
                 false
             }
             Err(_) => false,
         }
+    }
+
+    /// Takes out of the group what any home has put on record as failed.
+    async fn leave_out_failed(&self) -> bool {
+        let inner = &*self.inner;
+        let Ok(failed) = failed_devices(&inner.world.registry).await else { return false };
+        for device in failed {
+            inner.group.recorded(device);
+        }
+        true
     }
 
     /// Devices that are not on record as failed.
@@ -182,13 +197,14 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             let seen = inner.group.changes().generation();
             let failing: Vec<DeviceId> = inner.group.failing().collect();
             for device in &failing {
-                while !self.record_failed(*device).await {
-                    inner.handle.sleep(inner.config.timing.heartbeat).await;
+                if self.record_failed(*device).await {
+                    inner.group.recorded(*device);
                 }
-                inner.group.recorded(*device);
             }
             if failing.is_empty() {
                 inner.group.changes().changed_since(seen).await;
+            } else {
+                inner.handle.sleep(inner.config.timing.heartbeat).await;
             }
         }
     }
