@@ -53,11 +53,16 @@ pub struct Limits {
 struct Task {
     name: &'static str,
     size: usize,
-    waker: Waker,
     /// `None` while it is polled, and once it has ended.
-    future: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    run: Option<Run>,
     /// It stands in the run queue.
     queued: bool,
+}
+
+/// What a poll takes.
+struct Run {
+    future: Pin<Box<dyn Future<Output = ()>>>,
+    waker: Waker,
 }
 
 struct Core {
@@ -205,15 +210,15 @@ impl Core {
     }
 
     fn poll(&self, index: usize) {
-        let (future, waker) = {
+        let run = {
             let task = &mut self.tasks.borrow_mut()[index];
             task.queued = false;
-            (task.future.take(), task.waker.clone())
+            task.run.take()
         };
         // A task that has ended may still be woken.
-        let Some(mut future) = future else { return };
-        if future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-            self.tasks.borrow_mut()[index].future = Some(future);
+        let Some(mut run) = run else { return };
+        if run.future.as_mut().poll(&mut Context::from_waker(&run.waker)).is_pending() {
+            self.tasks.borrow_mut()[index].run = Some(run);
         }
     }
 }
@@ -224,8 +229,8 @@ impl Drop for Executor {
         self.core.sealed.set(true);
         let count = self.core.tasks.borrow().len();
         for index in 0..count {
-            let future = self.core.tasks.borrow_mut()[index].future.take();
-            drop(future);
+            let run = self.core.tasks.borrow_mut()[index].run.take();
+            drop(run);
         }
     }
 }
@@ -249,7 +254,7 @@ impl Handle {
         let size = size_of_val(&future);
         let waker = waker::waker(self.core.seat.task(index));
         waker.wake_by_ref();
-        tasks.push(Task { name, size, waker, future: Some(Box::pin(future)), queued: false });
+        tasks.push(Task { name, size, run: Some(Run { future: Box::pin(future), waker }), queued: false });
     }
 
     /// The time now, read from the clock.

@@ -1,20 +1,20 @@
 //! How long a reactor without work looks for some before it sleeps: a pure state machine.
 //!
-//! The limit adapts to what spinning brought (DESIGN 2):
+//! The limit adapts to what spinning brings (DESIGN 2):
 //!
-//! | state    | turn                                  | then     | limit   |
-//! |----------|---------------------------------------|----------|---------|
-//! | busy     | worked                                | busy     | stays   |
-//! | busy     | found nothing, limit is zero          | sleep    | stays   |
-//! | busy     | found nothing                         | spinning | stays   |
-//! | spinning | worked                                | busy     | doubled |
-//! | spinning | found nothing, the thread was preempted | sleep  | halved  |
-//! | spinning | found nothing for as long as the limit | sleep   | halved  |
-//! | spinning | found nothing                         | spinning | stays   |
-//! | asleep   | woken within the greatest limit       | busy     | doubled |
-//! | asleep   | woken later                           | busy     | stays   |
+//! | state    | event                                            | then     | limit   |
+//! |----------|--------------------------------------------------|----------|---------|
+//! | busy     | a turn worked                                    | busy     | stays   |
+//! | busy     | a turn found nothing, the limit is zero          | asleep   | stays   |
+//! | busy     | a turn found nothing                             | spinning | stays   |
+//! | spinning | a turn worked                                    | busy     | doubled |
+//! | spinning | nothing for as long as the limit, or preempted   | asleep   | halved  |
+//! | spinning | a turn found nothing                             | spinning | stays   |
+//! | asleep   | woken                                            | busy     | stays, or a trial |
 //!
-//! The last but one row brings a limit of zero back up: a spin would have found that work.
+//! The way back from zero is a *trial* of the greatest limit, after sleeps so short that spinning might have been better. Only
+//! might: if the work comes from a thread on the same core, it came because this one slept. So each trial needs twice as
+//! many short sleeps as the last one, until a spin finds work again.
 
 use crate::Time;
 use std::time::Duration;
@@ -27,6 +27,9 @@ const MIN_SPIN: Duration = Duration::from_micros(1);
 
 /// Turns that find nothing take far less than this; if one took longer, somebody else had the core.
 const PREEMPTED: Duration = Duration::from_micros(20);
+
+/// Short sleeps that a trial needs at most.
+const MAX_PATIENCE: u32 = 1024;
 
 /// What to do next.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
@@ -49,13 +52,16 @@ enum State {
 pub(super) struct Spin {
     max: Duration,
     limit: Duration,
+    /// Short sleeps at a limit of zero since the last trial, and how many the next trial needs.
+    short_sleeps: u32,
+    patience: u32,
     state: State,
 }
 
 impl Spin {
     /// A machine that spins for `max` at most. Starts there: the first work decides.
     pub(super) fn new(max: Duration) -> Self {
-        Self { max, limit: max, state: State::Busy }
+        Self { max, limit: max, short_sleeps: 0, patience: 1, state: State::Busy }
     }
 
     /// A turn ended at `now`; did it work?
@@ -65,11 +71,12 @@ impl Spin {
             State::Busy if self.limit.is_zero() => return self.sleep(now),
             State::Busy => self.state = State::Spinning { since: now, last_turn: now },
             State::Spinning { .. } if worked => {
-                self.double();
+                self.limit = (self.limit * 2).min(self.max);
+                (self.short_sleeps, self.patience) = (0, 1);
                 self.state = State::Busy;
             }
             State::Spinning { since, last_turn } => {
-                if now.since(last_turn) >= PREEMPTED || now.since(since) >= self.limit {
+                if now.since(since) >= self.limit || now.since(last_turn) >= PREEMPTED {
                     self.halve();
                     return self.sleep(now);
                 }
@@ -83,19 +90,19 @@ impl Spin {
     /// The sleep that was advised ended at `now`.
     pub(super) fn woken(&mut self, now: Time) {
         let State::Asleep { since } = self.state else { unreachable!("only a sleeper wakes") };
-        if now.since(since) <= self.max {
-            self.double();
-        }
         self.state = State::Busy;
+        if self.limit.is_zero() && now.since(since) <= self.max {
+            self.short_sleeps += 1;
+            if self.short_sleeps == self.patience {
+                self.limit = self.max;
+                (self.short_sleeps, self.patience) = (0, (self.patience * 2).min(MAX_PATIENCE));
+            }
+        }
     }
 
     fn sleep(&mut self, now: Time) -> Advice {
         self.state = State::Asleep { since: now };
         Advice::Sleep
-    }
-
-    fn double(&mut self) {
-        self.limit = (self.limit * 2).max(MIN_SPIN).min(self.max);
     }
 
     fn halve(&mut self) {
@@ -167,16 +174,41 @@ mod tests {
         assert_eq!(limits, [3124, 6248, 12496, 24992, 49984, 50000]);
     }
 
-    #[test]
-    fn short_sleeps_bring_spinning_back() {
-        let mut run = Run::new(50);
+    /// Spins and sleeps shortly until the machine does not spin any more.
+    fn without_spinning(max_us: u64) -> Run {
+        let mut run = Run::new(max_us);
         while !run.spin.limit.is_zero() {
             run.spin_until_sleep();
             run.woken_after(1000);
         }
+        run
+    }
+
+    #[test]
+    fn short_sleeps_bring_spinning_back_where_it_finds_the_work() {
+        let mut run = without_spinning(50);
         assert_eq!(run.turn(false), Advice::Sleep);
         run.woken_after(30);
-        assert_eq!(run.turn(false), Advice::Turn, "it spins again");
+        // From now on work comes 30 us after the last, and no sleep is needed.
+        for _ in 0..10 {
+            run.turn(true);
+            assert!((0..30).all(|_| run.turn(false) == Advice::Turn));
+        }
+    }
+
+    #[test]
+    fn trials_become_rare_where_spinning_never_finds_the_work() {
+        let mut run = without_spinning(50);
+        let start = run.now;
+        let sleeps = 100_000;
+        for _ in 0..sleeps {
+            // As on a shared core: the work comes when this thread sleeps, however long it spun before.
+            run.turn(true);
+            run.spin_until_sleep();
+            run.woken_after(1);
+        }
+        let spun = run.now.since(start) - Duration::from_micros(3) * sleeps;
+        assert!(spun < Duration::from_millis(20), "{spun:?} in {sleeps} waits");
     }
 
     #[test]
@@ -185,7 +217,6 @@ mod tests {
         assert_eq!(run.turn(false), Advice::Turn);
         run.now = run.now + PREEMPTED;
         assert_eq!(run.turn(false), Advice::Sleep);
-        assert_eq!(run.spin.limit, Duration::from_micros(25));
     }
 
     #[test]

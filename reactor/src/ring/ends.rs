@@ -2,6 +2,7 @@
 
 use super::parts::{AtomicBool, AtomicWaker, Consumer, Ordering, Producer, queue};
 use crate::sync::Full;
+use crossbeam_utils::CachePadded;
 use rtrb::PushError;
 use std::fmt;
 use std::future::Future;
@@ -17,16 +18,19 @@ use std::task::{Context, Poll};
 pub fn ring<T: Send>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     assert!(capacity > 0, "a ring without room");
     let (producer, consumer) = queue(capacity);
-    let ends =
-        Arc::new(Ends { sender: AtomicWaker::new(), receiver: AtomicWaker::new(), broken: AtomicBool::new(false) });
+    let ends = Arc::new(Ends {
+        sender: CachePadded::new(AtomicWaker::new()),
+        receiver: CachePadded::new(AtomicWaker::new()),
+        broken: AtomicBool::new(false),
+    });
     (Sender { queue: producer, ends: Arc::clone(&ends) }, Receiver { queue: consumer, ends })
 }
 
 struct Ends {
     /// Waits for room.
-    sender: AtomicWaker,
+    sender: CachePadded<AtomicWaker>,
     /// Waits for items.
-    receiver: AtomicWaker,
+    receiver: CachePadded<AtomicWaker>,
     /// One end is gone.
     broken: AtomicBool,
 }
