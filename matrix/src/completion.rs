@@ -6,7 +6,8 @@
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
 
-use crate::provider::{Completion, ResourceError, ViId};
+use crate::provider::{Completion, ResourceError, ViAttributes, ViId};
+use crate::slots::Slots;
 
 #[derive(Debug)]
 pub(crate) struct CompletionQueue {
@@ -23,9 +24,9 @@ impl CompletionQueue {
         Self { ready: VecDeque::with_capacity(capacity), depth, taken: 0, waiter: None }
     }
 
-    /// Takes room for a VI's queue of `depth` descriptors. `alive` says which VIs are there: what others left in the
+    /// Takes room for a VI's work queue of `depth` descriptors. `alive` says which VIs are there: what others left in the
     /// queue takes room as well.
-    pub(crate) fn take_room(&mut self, depth: u16, alive: impl Fn(ViId) -> bool) -> Result<(), ResourceError> {
+    fn take_room(&mut self, depth: u16, alive: impl Fn(ViId) -> bool) -> Result<(), ResourceError> {
         let left_over = self.ready.iter().filter(|completion| !alive(completion.vi)).count();
         let left_over = u32::try_from(left_over).unwrap_or(u32::MAX);
         if self.depth - self.taken < left_over.saturating_add(u32::from(depth)) {
@@ -36,7 +37,7 @@ impl CompletionQueue {
     }
 
     /// Gives the room of a VI back.
-    pub(crate) fn give_room(&mut self, depth: u16) {
+    fn give_room(&mut self, depth: u16) {
         self.taken -= u32::from(depth);
     }
 
@@ -62,6 +63,29 @@ impl CompletionQueue {
     pub(crate) fn forget_waiter(&mut self) {
         self.waiter = None;
     }
+}
+
+/// Takes room for all descriptors of a VI; if there is none, nothing is taken.
+pub(crate) fn take_room(
+    cqs: &mut Slots<CompletionQueue>,
+    attributes: &ViAttributes,
+    alive: impl Fn(ViId) -> bool + Copy,
+) -> Result<(), ResourceError> {
+    let unknown = ResourceError::Unknown("completion queue");
+    if cqs.get(attributes.receive_cq.0).is_none() {
+        return Err(unknown);
+    }
+    cqs.get_mut(attributes.send_cq.0).ok_or(unknown)?.take_room(attributes.send_depth, alive)?;
+    let receive_cq = cqs.get_mut(attributes.receive_cq.0).expect("it was just there");
+    receive_cq.take_room(attributes.receive_depth, alive).inspect_err(|_| {
+        cqs.get_mut(attributes.send_cq.0).expect("it was just there").give_room(attributes.send_depth);
+    })
+}
+
+/// Gives the room of a VI back.
+pub(crate) fn give_room(cqs: &mut Slots<CompletionQueue>, attributes: &ViAttributes) {
+    cqs.get_mut(attributes.send_cq.0).expect("queues outlive VIs").give_room(attributes.send_depth);
+    cqs.get_mut(attributes.receive_cq.0).expect("queues outlive VIs").give_room(attributes.receive_depth);
 }
 
 /// Keeps the waker of the one task that waits.

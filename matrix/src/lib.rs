@@ -3,13 +3,16 @@
 //!
 //! Logic above sees one trait, [`Provider`]; which transport lies behind it is decided where the process starts.
 
+pub mod conformance;
 pub mod endpoint;
 pub mod frames;
 pub mod memory;
 pub mod provider;
+pub mod shm;
 pub mod sim;
 
 mod completion;
+mod descriptor;
 mod pieces;
 mod regions;
 mod slots;

@@ -329,7 +329,8 @@ pub enum Revocable {
 /// - **Bounds**: queues have the depths they were made with; what is full says [`PostError::Full`]. A `Send` without a posted receive waits for one
 ///   (credits); it is never dropped at a reliable level.
 /// - **Revocation**: after [`Provider::revoke`] returns, no write of the peer into that memory completes with success at
-///   the peer (PROTOCOLS 3.5), and no byte of it lands.
+///   the peer (PROTOCOLS 3.5): one that did was in memory, whole, before. A provider that cannot take pages away from a
+///   stopped peer may let bytes of a write that had begun land late, without success, until [`Provider::is_reachable`] says no.
 /// - **Crash**: a peer that dies or stops at any instruction leads to `Broken`, never to a fault, a hang or a wrong byte here.
 pub trait Provider: Clone + 'static {
     /// What this provider can do.
@@ -423,6 +424,11 @@ pub trait Provider: Clone + 'static {
     /// # Errors
     /// When it names nothing.
     fn revoke(&self, what: Revocable) -> Result<(), ResourceError>;
+
+    /// Whether a peer could still change `memory`: through a connection that is there, or because it was stopped in the
+    /// middle of a write that was revoked and its process is not known dead (PROTOCOLS 3.5, 10.2). Memory that was revoked is
+    /// to be left alone until this is false.
+    fn is_reachable(&self, memory: &Memory) -> bool;
 }
 
 impl fmt::Display for NetAddress {

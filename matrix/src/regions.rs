@@ -33,6 +33,16 @@ pub(crate) enum RemoteUse {
 }
 
 impl RemoteAccess {
+    /// Whether it enables anything.
+    pub(crate) fn any(self) -> bool {
+        self.write || self.read
+    }
+
+    /// What both enable.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { write: self.write && other.write, read: self.read && other.read }
+    }
+
     /// Whether this enables `what`.
     pub(crate) fn allows(self, what: RemoteUse) -> bool {
         match what {
@@ -86,8 +96,13 @@ impl Regions {
         if handle.incarnation == self.incarnation { self.table.get(handle.index) } else { None }
     }
 
-    /// What `segment` of a descriptor on a VI of `tag` stands for.
-    pub(crate) fn local(&self, segment: &Segment, tag: ProtectionTag, how: LocalUse) -> Result<Piece, DescriptorError> {
+    /// The memory that `segment` of a descriptor on a VI of `tag` lies in, if it may be used so.
+    pub(crate) fn local_memory(
+        &self,
+        segment: &Segment,
+        tag: ProtectionTag,
+        how: LocalUse,
+    ) -> Result<&Memory, DescriptorError> {
         let place = self.by_memory.partition_point(|&entry| entry < (segment.memory, tag.0, 0));
         let &(memory, found_tag, index) = self.by_memory.get(place).ok_or(DescriptorError::LocalProtection)?;
         if (memory, found_tag) != (segment.memory, tag.0) {
@@ -98,7 +113,27 @@ impl Regions {
         if !inside || (how == LocalUse::Target && !memory.writable()) {
             return Err(DescriptorError::LocalProtection);
         }
-        Ok(Piece { memory: memory.clone(), offset: segment.offset, len: u64::from(segment.len) })
+        Ok(memory)
+    }
+
+    /// What `segment` of a descriptor on a VI of `tag` stands for.
+    pub(crate) fn local(&self, segment: &Segment, tag: ProtectionTag, how: LocalUse) -> Result<Piece, DescriptorError> {
+        let memory = self.local_memory(segment, tag, how)?.clone();
+        Ok(Piece { memory, offset: segment.offset, len: u64::from(segment.len) })
+    }
+
+    /// All regions of a memory.
+    pub(crate) fn of_memory(&self, memory: MemoryId) -> impl Iterator<Item = &Region> {
+        self.table.iter().map(|(_, region)| region).filter(move |region| region.memory.id() == memory)
+    }
+
+    /// All regions of a tag.
+    pub(crate) fn of_tag(&self, tag: ProtectionTag) -> impl Iterator<Item = (RegionHandle, &Region)> {
+        let named = |index| RegionHandle { incarnation: self.incarnation, index };
+        self.table
+            .iter()
+            .filter(move |(_, region)| region.tag == tag)
+            .map(move |(index, region)| (named(index), region))
     }
 
     /// What the peer reaches at `address` through a VI of `tag` that has `enabled` on.

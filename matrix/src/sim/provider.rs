@@ -11,13 +11,14 @@ use super::flow::flush;
 use super::state::{
     Body, EndState, Landing, Node, NodeIndex, Operation, Outstanding, Receive, Source, State, Transfer, Vi, other,
 };
-use crate::completion::{CompletionQueue, remember};
+use crate::completion::{CompletionQueue, give_room, remember, take_room};
+use crate::descriptor::{self, admit_receive, admit_send, offered, transfer_len};
 use crate::memory::{Memory, Segment};
 use crate::pieces::Piece;
 use crate::provider::{
-    BrokenReason, Capabilities, Completion, CqId, Descriptor, DescriptorError, Discriminator, Event, NetAddress,
-    PRIVATE_DATA_MAX, PostError, PrivateData, ProtectionTag, Provider, RegionHandle, Reliability, RemoteAccess,
-    RequestId, ResourceError, Revocable, SEGMENTS_MAX, SendOperation, ViAttributes, ViId, WorkQueue,
+    BrokenReason, Capabilities, Completion, CqId, Descriptor, Discriminator, Event, NetAddress, PostError,
+    ProtectionTag, Provider, RegionHandle, Reliability, RemoteAccess, RequestId, ResourceError, Revocable,
+    SendOperation, ViAttributes, ViId, WorkQueue,
 };
 use crate::regions::{LocalUse, Region};
 use crate::vi_state::ViState;
@@ -63,33 +64,12 @@ impl Provider for SimProvider {
     }
 
     fn create_vi(&self, attributes: &ViAttributes) -> Result<ViId, ResourceError> {
-        let capabilities = self.capabilities();
-        let offered = match attributes.reliability {
-            Reliability::UnreliableDelivery => capabilities.unreliable_delivery,
-            Reliability::ReliableDelivery => capabilities.reliable_delivery,
-            Reliability::ReliableReception => capabilities.reliable_reception,
-        };
-        if !offered {
-            return Err(ResourceError::State("the reliability level is not offered"));
-        }
+        offered(&self.capabilities(), attributes.reliability)?;
         self.with_node(|node| {
             let Node { cqs, vis, .. } = node;
-            let unknown = ResourceError::Unknown("completion queue");
-            if cqs.get(attributes.receive_cq.0).is_none() {
-                return Err(unknown);
-            }
-            let alive = |vi: ViId| vis.get(vi.0).is_some();
-            let send_cq = cqs.get_mut(attributes.send_cq.0).ok_or(unknown)?;
-            send_cq.take_room(attributes.send_depth, alive)?;
-            let receive_cq = cqs.get_mut(attributes.receive_cq.0).expect("it was just there");
-            let made = receive_cq.take_room(attributes.receive_depth, alive).and_then(|()| {
-                let vi = vis.insert(Vi::new(attributes)).ok_or(ResourceError::Exhausted("VI"));
-                vi.inspect_err(|_| receive_cq.give_room(attributes.receive_depth))
-            });
-            if made.is_err() {
-                cqs.get_mut(attributes.send_cq.0).expect("it was just there").give_room(attributes.send_depth);
-            }
-            made.map(ViId)
+            take_room(cqs, attributes, |vi| vis.get(vi.0).is_some())?;
+            let vi = vis.insert(Vi::new(attributes)).ok_or(ResourceError::Exhausted("VI"));
+            vi.map(ViId).inspect_err(|_| give_room(cqs, attributes))
         })
     }
 
@@ -104,8 +84,7 @@ impl Provider for SimProvider {
             let node = &mut state.nodes[self.node];
             node.events.truncate(events_before);
             let gone = node.vis.remove(vi.0).expect("it was just there").attributes;
-            node.cqs.get_mut(gone.send_cq.0).expect("queues outlive VIs").give_room(gone.send_depth);
-            node.cqs.get_mut(gone.receive_cq.0).expect("queues outlive VIs").give_room(gone.receive_depth);
+            give_room(&mut node.cqs, &gone);
             Ok(())
         })
     }
@@ -116,17 +95,17 @@ impl Provider for SimProvider {
     }
 
     fn connect(&self, vi: ViId, to: &NetAddress, private_data: &[u8], timeout: Duration) -> Result<(), ResourceError> {
-        let private_data = short(private_data)?;
+        let private_data = descriptor::private_data(private_data)?;
         self.with(|fabric, state| fabric.connect(state, self.node, vi, to, private_data, timeout))
     }
 
     fn accept(&self, request: RequestId, vi: ViId, private_data: &[u8]) -> Result<(), ResourceError> {
-        let private_data = short(private_data)?;
+        let private_data = descriptor::private_data(private_data)?;
         self.with(|fabric, state| fabric.accept(state, self.node, request, vi, private_data))
     }
 
     fn reject(&self, request: RequestId, private_data: &[u8]) -> Result<(), ResourceError> {
-        let private_data = short(private_data)?;
+        let private_data = descriptor::private_data(private_data)?;
         self.with(|fabric, state| fabric.reject(state, self.node, request, private_data))
     }
 
@@ -143,12 +122,7 @@ impl Provider for SimProvider {
         self.with(|fabric, state| {
             let Node { vis, regions, .. } = &mut state.nodes[self.node];
             let there = vis.get_mut(vi.0).ok_or(PostError::NoSuchVi)?;
-            if there.state == ViState::Broken {
-                return Err(PostError::NotConnected);
-            }
-            if segments.len() > SEGMENTS_MAX {
-                return Err(PostError::TooManySegments);
-            }
+            admit_receive(segments, there.state)?;
             if there.receives_used == there.attributes.receive_depth {
                 return Err(PostError::Full);
             }
@@ -200,6 +174,15 @@ impl Provider for SimProvider {
             }
         })
     }
+
+    fn is_reachable(&self, memory: &Memory) -> bool {
+        self.with(|_, state| {
+            let node = &state.nodes[self.node];
+            let connected =
+                |tag| node.vis.iter().any(|(_, vi)| vi.attributes.tag == tag && vi.state == ViState::Connected);
+            node.regions.of_memory(memory.id()).any(|region| region.access.any() && connected(region.tag))
+        })
+    }
 }
 
 impl Inner {
@@ -226,26 +209,14 @@ impl Inner {
     ) -> Result<(), PostError> {
         let Node { vis, regions, .. } = &mut state.nodes[node];
         let there = vis.get_mut(vi.0).ok_or(PostError::NoSuchVi)?;
-        if there.state != ViState::Connected {
-            return Err(PostError::NotConnected);
-        }
-        if descriptor.segments.len() > SEGMENTS_MAX {
-            return Err(PostError::TooManySegments);
-        }
-        let len: u64 = descriptor.segments.iter().map(|segment| u64::from(segment.len)).sum();
-        let (operation, how, wrote) = match descriptor.operation {
-            SendOperation::Send => (Operation::Send, LocalUse::Source, None),
-            SendOperation::RdmaWrite(to) => (Operation::Write(to), LocalUse::Source, Some(to)),
-            SendOperation::RdmaRead(from) => (Operation::Read(from), LocalUse::Target, None),
+        let (how, len) = admit_send(descriptor, &there.attributes, capabilities, there.state)?;
+        let (operation, wrote) = match descriptor.operation {
+            SendOperation::Send => (Operation::Send, None),
+            SendOperation::RdmaWrite(to) => (Operation::Write(to), Some(to)),
+            SendOperation::RdmaRead(from) => (Operation::Read(from), None),
         };
         let is_read = how == LocalUse::Target;
         let unreliable = there.attributes.reliability == Reliability::UnreliableDelivery;
-        if is_read && (unreliable || !capabilities.rdma_read) {
-            return Err(PostError::Unsupported);
-        }
-        if len == 0 && !matches!(operation, Operation::Send) {
-            return Err(PostError::Empty);
-        }
         if there.sends_used == there.attributes.send_depth {
             return Err(PostError::Full);
         }
@@ -255,9 +226,7 @@ impl Inner {
         let tag = there.attributes.tag;
         let local: Result<Vec<Piece>, _> =
             descriptor.segments.iter().map(|segment| regions.local(segment, tag, how)).collect();
-        let local = local.and_then(|pieces| {
-            if len <= u64::from(capabilities.transfer_bytes_max) { Ok(pieces) } else { Err(DescriptorError::Length) }
-        });
+        let local = local.and_then(|pieces| transfer_len(len, capabilities).map(|_| pieces));
         let cookie = descriptor.cookie;
         let pieces = match local {
             Ok(pieces) => pieces,
@@ -311,11 +280,6 @@ impl Vi {
             poisoned: false,
         }
     }
-}
-
-fn short(private_data: &[u8]) -> Result<PrivateData, ResourceError> {
-    const _: () = assert!(PRIVATE_DATA_MAX == 56, "the message below says so");
-    PrivateData::from_slice(private_data).map_err(|_| ResourceError::State("private data of more than 56 bytes"))
 }
 
 impl fmt::Debug for SimProvider {

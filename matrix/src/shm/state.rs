@@ -1,0 +1,287 @@
+//! What the reactor knows, and what it does in each turn: VIs with their queues, regions, and who holds what of ours.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::OwnedFd;
+use std::task::Waker;
+
+use nix::sys::epoll::Epoll;
+
+use super::ShmLimits;
+use super::agent::{AgentHandle, Command, ConnectionName};
+use super::connection::{Incoming, Link, Progress, ReceiveItem, SendItem, Step};
+use super::queue::WorkItems;
+use super::ring::Garbage;
+use super::status::OwnStatus;
+use crate::completion::CompletionQueue;
+use crate::memory::MemoryId;
+use crate::provider::{
+    BrokenReason, Completion, DescriptorError, Discriminator, Event, RegionHandle, Reliability, ViAttributes, ViId,
+    WorkQueue,
+};
+use crate::regions::Regions;
+use crate::slots::Slots;
+use crate::vi_state::{ViEvent, ViState};
+
+/// Notices of the agent, and entries of one ring, that one turn takes.
+const TURN: usize = 64;
+
+pub(super) struct State {
+    pub(super) status: OwnStatus,
+    pub(super) agent: AgentHandle,
+    /// Commands that the agent had no room for.
+    waiting_commands: VecDeque<Command>,
+    pub(super) regions: Regions,
+    pub(super) cqs: Slots<CompletionQueue>,
+    pub(super) vis: Slots<Vi>,
+    pub(super) listeners: BTreeSet<Discriminator>,
+    pub(super) requests: BTreeMap<ConnectionName, Reliability>,
+    pub(super) events: VecDeque<Event>,
+    pub(super) event_waiter: Option<Waker>,
+    /// VIs with a link.
+    pub(super) linked: Vec<ViId>,
+    /// Which peers map which of our regions.
+    pub(super) exports: Vec<Export>,
+}
+
+/// A region of ours in the hands of a peer.
+pub(super) struct Export {
+    pub(super) connection: ConnectionName,
+    pub(super) region: RegionHandle,
+    pub(super) memory: MemoryId,
+}
+
+pub(super) struct Vi {
+    pub(super) attributes: ViAttributes,
+    pub(super) state: ViState,
+    /// The agent's name for its connection: a client's only once that is there.
+    pub(super) connection: Option<ConnectionName>,
+    pub(super) link: Option<Box<Link>>,
+    pub(super) sends: WorkItems<SendItem>,
+    pub(super) receives: WorkItems<ReceiveItem>,
+    /// How many of the sends, from the front, have nothing left to do but complete.
+    pub(super) begun: usize,
+    /// A send failed; what was posted behind it will be flushed.
+    pub(super) poisoned: bool,
+    /// The agent watches that an announced region arrives.
+    pub(super) expecting: bool,
+}
+
+impl Vi {
+    pub(super) fn new(attributes: &ViAttributes) -> Self {
+        Self {
+            attributes: *attributes,
+            state: ViState::Idle,
+            connection: None,
+            link: None,
+            sends: WorkItems::new(attributes.send_depth),
+            receives: WorkItems::new(attributes.receive_depth),
+            begun: 0,
+            poisoned: false,
+            expecting: false,
+        }
+    }
+
+    fn is_reliable(&self) -> bool {
+        self.attributes.reliability != Reliability::UnreliableDelivery
+    }
+}
+
+impl State {
+    pub(super) fn new(status: OwnStatus, agent: AgentHandle, incarnation: u64, limits: &ShmLimits) -> Self {
+        let vis = usize::from(limits.vis);
+        Self {
+            status,
+            agent,
+            waiting_commands: VecDeque::new(),
+            regions: Regions::new(incarnation, limits.regions),
+            cqs: Slots::new(limits.completion_queues),
+            vis: Slots::new(limits.vis),
+            listeners: BTreeSet::new(),
+            requests: BTreeMap::new(),
+            events: VecDeque::with_capacity(2 * vis),
+            event_waiter: None,
+            linked: Vec::with_capacity(vis),
+            exports: Vec::new(),
+        }
+    }
+
+    /// One turn: what the agent has to say, then every connection.
+    pub(super) fn poll(&mut self, epoll: &Epoll) -> usize {
+        let mut work = 0;
+        while let Some(notice) = self.agent.next_notice() {
+            self.notice(notice, epoll);
+            work += 1;
+            if work == TURN {
+                break;
+            }
+        }
+        while let Some(command) = self.waiting_commands.pop_front() {
+            if let Err(command) = self.agent.command(command) {
+                self.waiting_commands.push_front(command);
+                break;
+            }
+        }
+        let mut at = 0;
+        while let Some(&vi) = self.linked.get(at) {
+            work += self.poll_vi(vi);
+            // If it broke it is not there any more.
+            at += usize::from(self.linked.get(at) == Some(&vi));
+        }
+        work
+    }
+
+    /// Sends, completes and receives on one VI; returns how much.
+    fn poll_vi(&mut self, vi: ViId) -> usize {
+        let before = self.receive(vi, TURN).and_then(|received| Ok(received + self.send(vi)?));
+        match before {
+            Ok(work) => {
+                if let Some(link) = self.vis.get_mut(vi.0).and_then(|vi| vi.link.as_mut()) {
+                    link.stir();
+                }
+                work
+            }
+            Err(why) => {
+                self.break_vi(vi, why);
+                1
+            }
+        }
+    }
+
+    /// Takes up to `most` entries from the peer.
+    pub(super) fn receive(&mut self, vi: ViId, most: usize) -> Result<usize, BrokenReason> {
+        let Self { vis, cqs, regions, .. } = self;
+        let Some(there) = vis.get_mut(vi.0) else { return Ok(0) };
+        let reliable = there.is_reliable();
+        let Vi { link: Some(link), receives, attributes, .. } = there else { return Ok(0) };
+        for taken in 0..most {
+            match link.take_incoming(receives, regions) {
+                Err(Garbage) => return Err(BrokenReason::Protocol),
+                Ok(Incoming::Nothing) => return Ok(taken),
+                Ok(Incoming::Part | Incoming::Dropped) => {}
+                Ok(Incoming::Complete(result, immediate)) => {
+                    let cookie = receives.pop().expect("it was just filled").cookie;
+                    let cq = cqs.get_mut(attributes.receive_cq.0).expect("queues outlive VIs");
+                    cq.push(Completion { vi, queue: WorkQueue::Receive, cookie, result, immediate });
+                    if result.is_err() && reliable {
+                        return Err(BrokenReason::Protocol);
+                    }
+                }
+            }
+        }
+        Ok(most)
+    }
+
+    /// Takes all that the peer has sent until now, as far as receives are posted.
+    pub(super) fn drain(&mut self, vi: ViId) -> Result<(), BrokenReason> {
+        let there = self.vis.get(vi.0).and_then(|vi| vi.link.as_ref());
+        let published = there.map_or(0, |link| link.published_max());
+        self.receive(vi, published).map(drop)
+    }
+
+    /// Moves the sends on as far as they go, and completes those that are done.
+    pub(super) fn send(&mut self, vi: ViId) -> Result<usize, BrokenReason> {
+        let Self { vis, cqs, regions, .. } = self;
+        let Some(there) = vis.get_mut(vi.0) else { return Ok(0) };
+        let reliable = there.is_reliable();
+        let Vi { link: Some(link), sends, begun, poisoned, .. } = there else { return Ok(0) };
+        let mut work = 0;
+        let mut expects = false;
+        let moved = link.refresh().map_err(|Garbage| BrokenReason::Protocol)?;
+        work += usize::from(moved);
+        while !*poisoned && let Some((item, segments)) = sends.get_mut(*begun) {
+            match link.advance(item, segments, regions) {
+                Step::Done => {
+                    *poisoned = reliable && matches!(item.progress, Progress::Done(Err(_)));
+                    *begun += 1;
+                    work += 1;
+                }
+                Step::Again => {
+                    work += 1;
+                    if work >= TURN || !matches!(item.operation, crate::provider::SendOperation::Send) {
+                        break;
+                    }
+                }
+                Step::NoRoom => break,
+                Step::NoRegion => {
+                    expects = true;
+                    break;
+                }
+            }
+        }
+        let cq = there.attributes.send_cq;
+        let cq = cqs.get_mut(cq.0).expect("queues outlive VIs");
+        while let Some(item) = sends.front() {
+            let result = match item.progress {
+                Progress::Done(result) => result,
+                Progress::InRing(end) if link.is_consumed(end) && link.is_peer_open() => Ok(item.len),
+                Progress::InRing(_) | Progress::Begun(_) => break,
+            };
+            cq.push(Completion { vi, queue: WorkQueue::Send, cookie: item.cookie, result, immediate: None });
+            sends.pop();
+            *begun -= 1;
+            work += 1;
+            if result.is_err() && reliable {
+                return Err(BrokenReason::Protocol);
+            }
+        }
+        if expects && !there.expecting {
+            there.expecting = true;
+            let connection = there.connection.expect("a linked VI has a connection");
+            self.command(Command::Expect { connection });
+        }
+        Ok(work)
+    }
+
+    /// Ends the connection of a VI: closes it to the peer, takes what had arrived, completes the rest, and tells.
+    pub(super) fn break_vi(&mut self, vi: ViId, why: BrokenReason) {
+        let Some(there) = self.vis.get_mut(vi.0) else { return };
+        let Some(broken) = there.state.step(ViEvent::Broken) else { return };
+        there.state = broken;
+        self.status.close_vi(vi);
+        // Every message that was published before a write which may still be going on is there by now.
+        let _ = self.drain(vi);
+        self.linked.retain(|&linked| linked != vi);
+        let Self { vis, cqs, .. } = self;
+        let there = vis.get_mut(vi.0).expect("it was just there");
+        while let Some(item) = there.sends.pop() {
+            let result = match item.progress {
+                Progress::Done(result) => result,
+                Progress::Begun(_) | Progress::InRing(_) => Err(DescriptorError::Flushed),
+            };
+            let cq = cqs.get_mut(there.attributes.send_cq.0).expect("queues outlive VIs");
+            cq.push(Completion { vi, queue: WorkQueue::Send, cookie: item.cookie, result, immediate: None });
+        }
+        while let Some(item) = there.receives.pop() {
+            let (cookie, result) = (item.cookie, Err(DescriptorError::Flushed));
+            let cq = cqs.get_mut(there.attributes.receive_cq.0).expect("queues outlive VIs");
+            cq.push(Completion { vi, queue: WorkQueue::Receive, cookie, result, immediate: None });
+        }
+        let memories = there.link.take().map_or_else(Vec::new, |link| link.into_memories());
+        let command = match there.connection {
+            Some(connection) => Command::Close { connection, why, memories },
+            None => Command::Abandon { vi },
+        };
+        self.command(command);
+        self.event(Event::Broken { vi, why });
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        self.events.push_back(event);
+        if let Some(waiter) = self.event_waiter.take() {
+            waiter.wake();
+        }
+    }
+
+    /// Asks the agent for something; in order, and never in vain: what does not fit waits here.
+    pub(super) fn command(&mut self, command: Command) {
+        if !self.waiting_commands.is_empty() {
+            self.waiting_commands.push_back(command);
+        } else if let Err(command) = self.agent.command(command) {
+            self.waiting_commands.push_back(command);
+        }
+    }
+
+    pub(super) fn doorbell(&self, vi: ViId) -> Option<&OwnedFd> {
+        self.vis.get(vi.0)?.link.as_ref().map(|link| link.doorbell())
+    }
+}
