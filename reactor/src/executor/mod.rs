@@ -232,6 +232,8 @@ impl Drop for Executor {
             let run = self.core.tasks.borrow_mut()[index].run.take();
             drop(run);
         }
+        // Not with the core: somebody may keep a handle for ever, and slots are few.
+        self.core.seat.release();
     }
 }
 

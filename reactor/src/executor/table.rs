@@ -86,7 +86,7 @@ impl Alarm {
     }
 }
 
-/// An executor's hold on its slot.
+/// An executor's hold on its slot, until [`release`](Self::release).
 #[derive(Debug)]
 pub(crate) struct Seat {
     slot: usize,
@@ -148,10 +148,9 @@ impl Seat {
     pub(crate) fn any_ready(&self, tasks: usize) -> bool {
         TABLE[self.slot].slot.any_ready(tasks.div_ceil(WORD_BITS))
     }
-}
 
-impl Drop for Seat {
-    fn drop(&mut self) {
+    /// Gives the slot back, once: wakers of this executor's tasks have no effect any more.
+    pub(crate) fn release(&self) {
         TABLE[self.slot].slot.release(self.generation);
     }
 }

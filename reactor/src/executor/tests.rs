@@ -155,6 +155,12 @@ fn wakers_work_from_other_threads_and_outlive_their_executor() {
 }
 
 #[test]
+fn handles_that_are_kept_cost_no_slot() {
+    let handles: Vec<_> = (0..=MAX_EXECUTORS).map(|_| executor(1).0.handle()).collect();
+    assert_eq!(handles.len(), MAX_EXECUTORS + 1);
+}
+
+#[test]
 fn sizes_of_lanes_are_told() {
     let (executor, _) = executor(2);
     let page = [0_u8; 2000];
