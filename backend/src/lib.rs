@@ -10,4 +10,7 @@ pub mod raid;
 #[cfg(test)]
 mod testing;
 
+pub mod shelf;
+pub mod vfio_user;
+
 pub use device::Device;

@@ -29,7 +29,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use dyad_matrix::{Memory, Segment};
@@ -38,8 +38,8 @@ use dyad_nvme::feature::AsyncEvent;
 use dyad_nvme::identify::IdentifyController;
 use dyad_nvme::types::{BLOCK_BYTES, BlockCount, HostId, Lba, NamespaceId};
 use dyad_nvme::{Status, SubmissionEntry};
-use dyad_reactor::Handle;
 use dyad_reactor::sync::{Inbox, Pending, Signal};
+use dyad_reactor::{Executor, Fifo, Handle};
 
 use crate::device::{Device, DeviceError, DeviceId, DeviceInfo, Io, ReservationOp, ReservationReport, SubmitError};
 use crate::pci::{DmaError, PciFunction};
@@ -423,6 +423,22 @@ impl<F: PciFunction> dyad_reactor::Source for Driver<F> {
 
     fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         self.shared.function.interrupt()
+    }
+}
+
+/// Runs a future on an executor that nobody runs yet: devices are attached before the reactor starts. `pump` does whatever else the future waits for (polling drivers,
+/// stepping emulated devices) and returns how much there was.
+///
+/// Uses the core until the future is done, so only for what ends soon.
+pub fn block_on<T>(executor: &Executor, mut pump: impl FnMut() -> usize, future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return output;
+        }
+        if pump() + executor.run_until_idle(&mut Fifo) + executor.fire_timers() == 0 {
+            std::thread::yield_now();
+        }
     }
 }
 

@@ -6,9 +6,8 @@ use crate::emulator::{
     BlockFault, BlockFormat, Delay, EmulatedFunction, Latency, MemoryMedia, NamespaceConfig, Subsystem, SubsystemConfig,
 };
 use dyad_reactor::time::ManualClock;
-use dyad_reactor::{Clock, Executor, Fifo, Limits, SeededRng};
+use dyad_reactor::{Clock, Limits, SeededRng};
 use std::pin::pin;
-use std::task::Waker;
 
 pub(super) const A: [u8; 16] = [0xa; 16];
 pub(super) const B: [u8; 16] = [0xb; 16];

@@ -35,8 +35,8 @@ pub const BAR_BYTES: u64 = 0x4000;
 pub const DOORBELL_PAGE: u64 = 0x1000;
 /// Where the MSI-X table lies in BAR 0; the pending bit array is a page behind it.
 pub const MSIX_PAGE: u64 = 0x2000;
-/// Offset of the vector control word of vector 0 in the table; bit 0 masks the vector (PCI 3.0, 6.8.2.9).
-pub const MSIX_CONTROL: u64 = 12;
+/// Where the vector control word of vector 0 lies in BAR 0; bit 0 masks the vector (PCI 3.0, 6.8.2.9).
+pub const MSIX_CONTROL: u64 = MSIX_PAGE + 12;
 
 /// Entries of the error log.
 pub(super) const ERROR_LOG_ENTRIES: usize = 16;
@@ -106,10 +106,8 @@ pub(super) struct Controller {
     admin_queues: AdminQueueAttributes,
     admin_sq: u64,
     admin_cq: u64,
-    /// Page of BAR 0, shared with whoever rings.
-    pub(super) doorbells: Memory,
-    /// The MSI-X table, a page of BAR 0.
-    pub(super) msix: Memory,
+    /// BAR 0 as far as it is memory: doorbells and the MSI-X table, shared with whoever rings.
+    pub(super) bar: Memory,
     /// Vector 0 is to be signalled.
     interrupt: bool,
     /// It was to be signalled while masked.
@@ -135,10 +133,9 @@ pub(super) struct Controller {
 
 impl Controller {
     pub(super) fn new(port: usize, io_queues: u16, queue_entries: u16, ready_after: Duration) -> Self {
-        let page = usize::try_from(PAGE).expect("a page");
         let queues = usize::from(io_queues) + 1;
-        let msix = Memory::anonymous(page);
-        msix.store_u32(MSIX_CONTROL, 1).expect("inside the page");
+        let bar = Memory::anonymous(usize::try_from(BAR_BYTES).expect("a few pages"));
+        bar.store_u32(MSIX_CONTROL, 1).expect("inside the BAR");
         Self {
             port,
             state: State::Disabled,
@@ -148,8 +145,7 @@ impl Controller {
             admin_queues: AdminQueueAttributes::default(),
             admin_sq: 0,
             admin_cq: 0,
-            doorbells: Memory::anonymous(page),
-            msix,
+            bar,
             interrupt: false,
             interrupt_pending: false,
             dma: DmaMap::default(),
@@ -288,7 +284,8 @@ impl Controller {
         self.interrupt_pending = false;
         self.life = self.life.wrapping_add(1);
         self.in_flight = 0;
-        let _ = self.doorbells.fill_zero(0, PAGE);
+        let _ = self.bar.fill_zero(DOORBELL_PAGE, PAGE);
+        let _ = self.bar.store_u32(MSIX_CONTROL, 1);
     }
 
     /// Broken until it is reset: CSTS.CFS, nothing is fetched or completed any more.
@@ -326,7 +323,7 @@ impl Controller {
         let at = doorbell(queue, Doorbell::SubmissionTail);
         let tail = match &self.shadow {
             Some(shadow) if queue != 0 => shadow.doorbells.load_u32(at),
-            _ => self.doorbells.load_u32(at).unwrap_or(0),
+            _ => self.bar.load_u32(DOORBELL_PAGE + at).unwrap_or(0),
         };
         match sq.waiting(tail) {
             Ok(0) => None,
@@ -395,7 +392,7 @@ impl Controller {
         let at = doorbell(queue, Doorbell::CompletionHead);
         match &self.shadow {
             Some(shadow) if queue != 0 => shadow.doorbells.load_u32(at),
-            _ => self.doorbells.load_u32(at).unwrap_or(0),
+            _ => self.bar.load_u32(DOORBELL_PAGE + at).unwrap_or(0),
         }
     }
 
@@ -419,7 +416,7 @@ impl Controller {
     pub(super) fn take_interrupt(&mut self) -> bool {
         if self.interrupt_pending {
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-            if self.msix.load_u32(MSIX_CONTROL).unwrap_or(1) & 1 == 0 {
+            if self.bar.load_u32(MSIX_CONTROL).unwrap_or(1) & 1 == 0 {
                 self.interrupt_pending = false;
                 self.interrupt = true;
             }
@@ -503,7 +500,7 @@ impl Controller {
         for queue in 1..self.sqs.len() {
             for which in [Doorbell::SubmissionTail, Doorbell::CompletionHead] {
                 let at = doorbell(queue, which);
-                shadow.doorbells.store_u32(at, self.doorbells.load_u32(at).unwrap_or(0));
+                shadow.doorbells.store_u32(at, self.bar.load_u32(DOORBELL_PAGE + at).unwrap_or(0));
             }
         }
         self.shadow = Some(shadow);
@@ -597,7 +594,7 @@ impl Controller {
 
     fn clear_doorbell(&self, queue: usize, which: Doorbell) {
         let at = doorbell(queue, which);
-        let _ = self.doorbells.store_u32(at, 0);
+        let _ = self.bar.store_u32(DOORBELL_PAGE + at, 0);
         if let Some(shadow) = &self.shadow {
             shadow.doorbells.store_u32(at, 0);
             shadow.event_index.store_u32(at, 0);
@@ -613,7 +610,7 @@ pub(super) enum Configured {
     ShutDown(ShutdownRequest),
 }
 
-/// Offset of a doorbell in its page, and in the shadow pages.
+/// Offset of a doorbell behind [`DOORBELL_PAGE`], and in the shadow pages.
 #[inline]
 fn doorbell(queue: usize, which: Doorbell) -> u64 {
     let queue = u16::try_from(queue).expect("queue identifiers have 16 bits");

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use dyad_matrix::{Memory, MemoryId};
 use dyad_reactor::{Clock, Time};
 
-use super::{DOORBELL_PAGE, Subsystem};
+use super::Subsystem;
 use crate::pci::{BusAddress, DmaError, PciFunction};
 
 /// Where bus addresses begin, and how far apart memories lie: their offsets never meet.
@@ -18,7 +18,7 @@ pub struct EmulatedFunction {
     subsystem: Rc<RefCell<Subsystem>>,
     port: usize,
     clock: Rc<dyn Clock>,
-    doorbells: Memory,
+    bar: Memory,
     mapped: RefCell<Vec<MemoryId>>,
 }
 
@@ -26,8 +26,8 @@ impl EmulatedFunction {
     /// A port of a subsystem. `clock` is the one that the subsystem is stepped with.
     #[must_use]
     pub fn new(subsystem: &Rc<RefCell<Subsystem>>, port: usize, clock: Rc<dyn Clock>) -> Self {
-        let doorbells = subsystem.borrow().doorbells(port);
-        Self { subsystem: Rc::clone(subsystem), port, clock, doorbells, mapped: RefCell::new(Vec::new()) }
+        let bar = subsystem.borrow().bar(port);
+        Self { subsystem: Rc::clone(subsystem), port, clock, bar, mapped: RefCell::new(Vec::new()) }
     }
 
     fn now(&self) -> Time {
@@ -57,8 +57,8 @@ impl PciFunction for EmulatedFunction {
 
     #[inline]
     fn doorbell(&self, offset: u32, value: u32) {
-        // Outside the page is no doorbell: a bug of the driver that the device would ignore.
-        let _ = self.doorbells.store_u32(u64::from(offset).wrapping_sub(DOORBELL_PAGE), value);
+        // Outside the BAR is no doorbell: a bug of the driver that a device would ignore.
+        let _ = self.bar.store_u32(u64::from(offset), value);
     }
 
     fn allocate(&self, len: usize) -> Result<Memory, DmaError> {
@@ -79,7 +79,7 @@ impl PciFunction for EmulatedFunction {
     }
 
     fn reset(&self) {
-        self.subsystem.borrow_mut().reset(self.port);
+        self.subsystem.borrow_mut().disconnect(self.port);
         self.mapped.borrow_mut().clear();
     }
 }

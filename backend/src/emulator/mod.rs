@@ -171,7 +171,7 @@ impl Subsystem {
     pub fn write32(&mut self, port: usize, offset: u32, value: u32, now: Time) {
         let controller = &mut self.controllers[port];
         if u64::from(offset) >= DOORBELL_PAGE {
-            let _ = controller.doorbells.store_u32(u64::from(offset) - DOORBELL_PAGE, value);
+            let _ = controller.bar.store_u32(u64::from(offset), value);
         } else if offset == register::CC {
             match controller.configure(Configuration(value), now) {
                 Configured::Nothing => {}
@@ -192,24 +192,20 @@ impl Subsystem {
         }
     }
 
-    /// The page of doorbells of a port ([`DOORBELL_PAGE`] of BAR 0): to ring is to store into it.
+    /// BAR 0 of a port from [`DOORBELL_PAGE`] on, [`BAR_BYTES`] with the registers that are not in it: to ring a doorbell is to store into it.
     #[must_use]
-    pub fn doorbells(&self, port: usize) -> Memory {
-        self.controllers[port].doorbells.clone()
+    pub fn bar(&self, port: usize) -> Memory {
+        self.controllers[port].bar.clone()
     }
 
-    /// The page with the MSI-X table of a port ([`MSIX_PAGE`] of BAR 0).
-    #[must_use]
-    pub fn msix(&self, port: usize) -> Memory {
-        self.controllers[port].msix.clone()
-    }
-
-    /// Puts pages that others can map in the place of a port's doorbells and MSI-X table. Done before hosts come.
-    pub fn share_pages(&mut self, port: usize, doorbells: Memory, msix: Memory) {
-        let controller = &mut self.controllers[port];
-        let _ = msix.store_u32(MSIX_CONTROL, 1);
-        controller.doorbells = doorbells;
-        controller.msix = msix;
+    /// Puts memory of [`BAR_BYTES`] that others can map in the place of a port's BAR 0. Done before hosts come.
+    ///
+    /// # Panics
+    /// If it is shorter.
+    pub fn share_bar(&mut self, port: usize, bar: Memory) {
+        assert!(bar.len() >= BAR_BYTES, "BAR 0 has {BAR_BYTES} bytes");
+        bar.store_u32(MSIX_CONTROL, 1).expect("inside the BAR");
+        self.controllers[port].bar = bar;
     }
 
     /// Lets a port reach `len` bytes of `memory` from `offset` on at bus address `start`. False if that cannot be.
@@ -223,12 +219,17 @@ impl Subsystem {
         self.controllers[port].unmap(start, len)
     }
 
-    /// Function level reset of a port. Its mappings are forgotten as well.
+    /// Function level reset of a port. Its mappings stay.
     pub fn reset(&mut self, port: usize) {
         if self.controllers[port].state != State::Off {
             self.controllers[port].reset(State::Disabled);
             self.after_reset(port);
         }
+    }
+
+    /// Whoever drove a port is gone: it is reset, and reaches no memory any more.
+    pub fn disconnect(&mut self, port: usize) {
+        self.reset(port);
         self.controllers[port].dma.clear();
     }
 

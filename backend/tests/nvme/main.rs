@@ -1,0 +1,6 @@
+//! Devices as directors use them: processes with shelves and directors that die.
+//!
+//! The test binary starts itself again for each role (module `process`).
+
+mod process;
+mod shelf;

@@ -1,0 +1,163 @@
+//! Directors and shelves that die, over vfio-user.
+
+use std::time::Duration;
+
+use dyad_backend::device::{Device, DeviceError, Io, ReservationKey, ReservationOp, ReservationType};
+use dyad_backend::driver::{Driver, block_on};
+use dyad_backend::shelf::socket_path;
+use dyad_backend::vfio_user::{ConnectError, VfioUserFunction};
+use dyad_matrix::Memory;
+use dyad_matrix::memory::HugePages;
+use dyad_nvme::types::Lba;
+use dyad_reactor::Executor;
+
+use crate::process::{DEVICE, Role, attach, executor};
+
+/// A director's device with some memory.
+struct Side {
+    executor: Executor,
+    driver: Driver<VfioUserFunction>,
+    memory: Memory,
+}
+
+impl Side {
+    fn new(directory: &std::path::Path, port: usize, host: [u8; 16]) -> Self {
+        let executor = executor();
+        let driver = attach(&executor, directory, port, host);
+        let memory = Memory::shared("payload", 1 << 20, HugePages::No).unwrap();
+        driver.map(&memory).unwrap();
+        Self { executor, driver, memory }
+    }
+
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        block_on(&self.executor, || self.driver.poll(), future)
+    }
+
+    fn write(&self, lba: u64, byte: u8) -> Result<(), DeviceError> {
+        self.memory.write(0, &[byte; 4096]).unwrap();
+        let segments = [self.memory.segment(0, 4096).unwrap()];
+        match self.driver.submit(Io::Write { lba: Lba(lba), segments: &segments, fua: false }) {
+            Ok(completion) => self.run(completion),
+            Err(_) => Err(DeviceError::Gone),
+        }
+    }
+
+    fn read(&self, lba: u64) -> Result<u8, DeviceError> {
+        let segments = [self.memory.segment(4096, 4096).unwrap()];
+        self.run(self.driver.submit(Io::Read { lba: Lba(lba), segments: &segments }).unwrap())?;
+        let mut block = [0; 4096];
+        self.memory.read(4096, &mut block).unwrap();
+        assert!(block.iter().all(|b| *b == block[0]), "a torn block");
+        Ok(block[0])
+    }
+}
+
+const A: [u8; 16] = [0xa; 16];
+const B: [u8; 16] = [0xb; 16];
+
+#[test]
+fn two_directors_share_a_device_in_a_third_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let _shelf = Role::start("shelf", directory.path());
+    let (a, b) = (Side::new(directory.path(), 0, A), Side::new(directory.path(), 1, B));
+    assert_eq!(a.driver.info(), b.driver.info());
+    for lba in 0..200 {
+        a.write(lba, u8::try_from(lba % 251).unwrap()).unwrap();
+    }
+    for lba in 0..200 {
+        assert_eq!(b.read(lba), Ok(u8::try_from(lba % 251).unwrap()));
+    }
+    assert_eq!(
+        VfioUserFunction::connect(&socket_path(directory.path(), DEVICE, 0)).unwrap_err(),
+        ConnectError::InUse,
+        "one driver per port"
+    );
+}
+
+#[test]
+fn a_killed_director_leaves_its_port_to_the_next_and_the_other_port_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let _shelf = Role::start("shelf", directory.path());
+    let b = Side::new(directory.path(), 1, B);
+    b.run(b.driver.reserve(ReservationOp::Register { key: ReservationKey(0xb) })).unwrap();
+    for round in 0..5 {
+        let director = Role::start("director", directory.path());
+        for lba in 0..50 {
+            b.write(lba, round + 1).unwrap();
+        }
+        director.kill();
+        for lba in 0..50 {
+            assert_eq!(b.read(lba), Ok(round + 1));
+        }
+        // The shelf hears of the death by the end of the connection.
+        let a = loop {
+            match VfioUserFunction::connect(&socket_path(directory.path(), DEVICE, 0)) {
+                Ok(function) => break function,
+                Err(ConnectError::InUse) => std::thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let executor = executor();
+        let a = block_on(&executor, || 0, Driver::attach(a, &executor.handle(), A)).unwrap();
+        assert_eq!(a.info(), b.driver.info());
+    }
+    let report = b.run(b.driver.reservation_report()).unwrap();
+    assert_eq!(report.registrants.len(), 1, "the port's reset was nobody else's");
+}
+
+#[test]
+fn a_killed_shelf_is_an_error_and_no_hang() {
+    let directory = tempfile::tempdir().unwrap();
+    let shelf = Role::start("shelf", directory.path());
+    let a = Side::new(directory.path(), 0, A);
+    a.write(1, 1).unwrap();
+    shelf.kill();
+    assert_eq!(a.write(1, 2), Err(DeviceError::Gone));
+    assert!(a.driver.failed());
+    assert!(matches!(
+        VfioUserFunction::connect(&socket_path(directory.path(), DEVICE, 0)),
+        Err(ConnectError::NoListener(_))
+    ));
+    // A new shelf takes the place of what the dead one left.
+    let _shelf = Role::start("shelf", directory.path());
+    let again = Side::new(directory.path(), 0, A);
+    assert_eq!(again.read(1), Ok(0), "memory is gone with its process");
+}
+
+#[test]
+fn flushed_blocks_and_reservations_survive_the_shelf() {
+    let directory = tempfile::tempdir().unwrap();
+    let shelf = Role::start("file shelf", directory.path());
+    let (a, b) = (Side::new(directory.path(), 0, A), Side::new(directory.path(), 1, B));
+    let key = |host: [u8; 16]| ReservationKey(u64::from(host[0]));
+    for (side, host) in [(&a, A), (&b, B)] {
+        side.run(side.driver.reserve(ReservationOp::Register { key: key(host) })).unwrap();
+    }
+    let rtype = ReservationType::WriteExclusive;
+    a.run(a.driver.reserve(ReservationOp::Acquire { key: key(A), rtype })).unwrap();
+    a.write(5, 55).unwrap();
+    a.run(a.driver.submit(Io::Flush).unwrap()).unwrap();
+    assert_eq!(b.write(5, 66), Err(DeviceError::ReservationConflict));
+    shelf.kill();
+    drop((a, b));
+    let _shelf = Role::start("file shelf", directory.path());
+    let (a, b) = (Side::new(directory.path(), 0, A), Side::new(directory.path(), 1, B));
+    assert_eq!(b.read(5), Ok(55));
+    assert_eq!(b.write(5, 66), Err(DeviceError::ReservationConflict));
+    assert_eq!(a.write(5, 77), Ok(()));
+    let report = b.run(b.driver.reservation_report()).unwrap();
+    assert_eq!((report.rtype, report.persistent, report.registrants.len()), (Some(1), true, 2));
+}
+
+#[test]
+fn an_idle_shelf_sleeps_and_wakes() {
+    let directory = tempfile::tempdir().unwrap();
+    let _shelf = Role::start("shelf", directory.path());
+    let a = Side::new(directory.path(), 0, A);
+    for round in 0..20_u8 {
+        // Long enough for the shelf to fall asleep, or not: it must not matter.
+        a.run(a.executor.handle().sleep(Duration::from_millis(u64::from(round % 4))));
+        a.write(u64::from(round), round).unwrap();
+        assert_eq!(a.read(u64::from(round)), Ok(round));
+    }
+}
