@@ -171,7 +171,8 @@ pub struct ReservationReport {
 /// Implementations promise:
 /// - a command that was taken completes exactly once, in bounded time, with or without success; there is no order between commands outstanding together;
 /// - 4 KiB aligned writes are atomic; nothing else is;
-/// - memory named by a command is touched only until that command completes, whether or not anybody still awaits it: **the operation table owns memory in flight**;
+/// - memory named by a command is touched only until that command completes, whether or not anybody still awaits it:
+///   **the operation table owns memory in flight**;
 /// - after a reservation conflict nothing of the command was done;
 /// - `submit` allocates nothing and blocks never.
 pub trait Device: Clone + 'static {

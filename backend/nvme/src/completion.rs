@@ -33,6 +33,16 @@ impl CompletionEntry {
         Self(bytes)
     }
 
+    /// The entry in these two words, as a ring in memory has them.
+    #[must_use]
+    #[inline]
+    pub fn from_words(low: u64, high: u64) -> Self {
+        let mut entry = Self::default();
+        bytes::put(&mut entry.0, 0, &low.to_le_bytes());
+        bytes::put(&mut entry.0, 8, &high.to_le_bytes());
+        entry
+    }
+
     /// The bytes of the wire.
     #[must_use]
     #[inline]

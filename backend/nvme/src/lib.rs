@@ -1,8 +1,9 @@
 //! NVMe as bytes: the types that driver, emulated controller, target and initiator share.
 //!
-//! Nothing here does I/O or keeps state. Structures that cross a wire have `to_bytes` and `from_bytes` with every offset written out, little-endian whatever the
-//! machine; constants and structures name the section that defines them:
-//! *Base* is the NVM Express Base Specification 2.0, *NVM* the NVM Command Set Specification 1.0, *PCIe* the NVMe over PCIe Transport Specification 1.0.
+//! Nothing here does I/O or keeps state. Structures that cross a wire have `to_bytes` and `from_bytes` with every
+//! offset written out, little-endian whatever the machine; constants and structures name the section that defines them:
+//! *Base* is the NVM Express Base Specification 2.0, *NVM* the NVM Command Set Specification 1.0, *PCIe* the NVMe over
+//! PCIe Transport Specification 1.0.
 
 pub mod bytes;
 pub mod capsule;

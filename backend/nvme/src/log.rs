@@ -211,7 +211,8 @@ pub struct AnaHeader {
     pub groups: u16,
 }
 
-/// Head of one ANA group descriptor: group (0..4), number of namespaces (4..8), change count (8..16), state (16), zero up to 32; 4-byte namespace identifiers follow.
+/// Head of one ANA group descriptor: group (0..4), number of namespaces (4..8), change count (8..16), state (16), zero
+/// up to 32; 4-byte namespace identifiers follow.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct AnaGroup {
     /// ANAGRPID, from 1.

@@ -105,7 +105,8 @@ impl Version {
     pub const V2_0: Self = Self(0x0002_0000);
 }
 
-/// CC (Base 3.1.3.5): enable (0), command set (6:4), page size (10:7), arbitration (13:11), shutdown (15:14), I/O SQ entry size (19:16), I/O CQ entry size (23:20).
+/// CC (Base 3.1.3.5): enable (0), command set (6:4), page size (10:7), arbitration (13:11), shutdown (15:14), I/O SQ
+/// entry size (19:16), I/O CQ entry size (23:20).
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Default)]
 pub struct Configuration(pub u32);
 

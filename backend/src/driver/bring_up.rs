@@ -293,7 +293,7 @@ impl<F: PciFunction> Shared<F> {
         let name = name.into_iter().flatten().find(|name| *name != [0; 16]);
         let eui64 = || {
             let mut name = [0; 16];
-            name[8..].copy_from_slice(&namespace.eui64);
+            name[8..].copy_from_slice(&namespace.eui64); // copy: a name, off the I/O path
             name
         };
         Ok((namespace.clone(), DeviceId(name.unwrap_or_else(eui64)), id))

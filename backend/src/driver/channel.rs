@@ -1,8 +1,9 @@
-//! One queue pair with its commands in flight: the rings (Base 3.3.1), the doorbells (PCIe 3.1.2) and their shadows (Base B.5), and the table that owns whatever
-//! memory a command names until the device is done with it.
+//! One queue pair with its commands in flight: the rings (Base 3.3.1), the doorbells (PCIe 3.1.2) and their shadows
+//! (Base B.5), and the table that owns whatever memory a command names until the device is done with it.
 //!
-//! - A command has a **slot**, which is its command identifier. The slot is taken when the command is submitted and given back when it completes, whether or not
-//!   anybody awaits it. Each slot has a page of its own, for PRP and SGL lists, or for the data of small commands.
+//! - A command has a **slot**, which is its command identifier. The slot is taken when the command is submitted and
+//!   given back when it completes, whether or not anybody awaits it. Each slot has a page of its own, for PRP and SGL
+//!   lists, or for the data of small commands.
 //! - The **answer** is kept by [`Replies`] until its future takes it, or was dropped.
 //! - Doorbells are rung by [`Channel::ring`], once for all that was submitted since.
 //!
@@ -332,10 +333,7 @@ impl Channel {
                 return Ok(count);
             }
             let low = self.memory.load_u64(at).expect("the ring is in the queue memory");
-            let mut bytes = [0; CompletionEntry::BYTES];
-            bytes[..8].copy_from_slice(&low.to_le_bytes());
-            bytes[8..].copy_from_slice(&high.to_le_bytes());
-            let entry = CompletionEntry::from_bytes(bytes);
+            let entry = CompletionEntry::from_words(low, high);
             let command = entry.command();
             let slot = self.slots.get_mut(usize::from(command.0)).ok_or(Nonsense)?;
             let (ticket, kept) = match slot.state {
@@ -403,7 +401,8 @@ impl Channel {
     }
 }
 
-/// Whether going from `old` to `new` passes the index at which the device asked to be told (Base B.5; the arithmetic is modulo 2^16 as in every implementation).
+/// Whether going from `old` to `new` passes the index at which the device asked to be told (Base B.5; the arithmetic is
+/// modulo 2^16 as in every implementation).
 fn passes(event: u32, old: u16, new: u16) -> bool {
     let [e0, e1, ..] = event.to_le_bytes();
     let event = u16::from_le_bytes([e0, e1]);

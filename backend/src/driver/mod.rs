@@ -1,11 +1,13 @@
 //! The NVMe driver: one controller behind a [`PciFunction`], one namespace as a [`Device`].
 //!
-//! - **I/O path**: [`Device::submit`] writes a submission entry and remembers the command; [`Driver::poll`], called in every turn of the reactor, rings the doorbells
-//!   for all that was submitted and takes completions. Nothing is allocated, nothing copied, and while the device watches its shadow doorbells there is no system call.
-//! - **Memory in flight** belongs to the command table (module `channel`), never to a future. A command ends when the device completed it, or when the controller is
-//!   known to be stopped.
-//! - **Time-outs** climb a ladder (module `watch`): Abort, controller reset, failed. A reset ends commands with [`DeviceError::Aborted`], sets the Host Identifier again,
-//!   and never registers again: whoever was preempted meanwhile stays fenced (PROTOCOLS 5.3).
+//! - **I/O path**: [`Device::submit`] writes a submission entry and remembers the command; [`Driver::poll`], called in
+//!   every turn of the reactor, rings the doorbells for all that was submitted and takes completions. Nothing is
+//!   allocated, nothing copied, and while the device watches its shadow doorbells there is no system call.
+//! - **Memory in flight** belongs to the command table (module `channel`), never to a future. A command ends when the
+//!   device completed it, or when the controller is known to be stopped.
+//! - **Time-outs** climb a ladder (module `watch`): Abort, controller reset, failed. A reset ends commands with
+//!   [`DeviceError::Aborted`], sets the Host Identifier again, and never registers again: whoever was preempted
+//!   meanwhile stays fenced (PROTOCOLS 5.3).
 //!
 //! | state | what happens | next |
 //! |---|---|---|
@@ -426,8 +428,8 @@ impl<F: PciFunction> dyad_reactor::Source for Driver<F> {
     }
 }
 
-/// Runs a future on an executor that nobody runs yet: devices are attached before the reactor starts. `pump` does whatever else the future waits for (polling drivers,
-/// stepping emulated devices) and returns how much there was.
+/// Runs a future on an executor that nobody runs yet: devices are attached before the reactor starts. `pump` does
+/// whatever else the future waits for (polling drivers, stepping emulated devices) and returns how much there was.
 ///
 /// Uses the core until the future is done, so only for what ends soon.
 pub fn block_on<T>(executor: &Executor, mut pump: impl FnMut() -> usize, future: impl Future<Output = T>) -> T {

@@ -1,8 +1,9 @@
 //! The watch over one controller: the time-out ladder, and asynchronous events.
 //!
-//! Time is counted in ticks of an eighth of the command time-out, and only while commands are outstanding; submitting reads no clock. A command that is outstanding for
-//! more than eight ticks is aborted. If it has not ended two ticks later the controller is reset, and if that fails the device has failed. A command that is a whole
-//! tick old is reason enough to look whether the device is still there.
+//! Time is counted in ticks of an eighth of the command time-out, and only while commands are outstanding; submitting
+//! reads no clock. A command that is outstanding for more than eight ticks is aborted. If it has not ended two ticks
+//! later the controller is reset, and if that fails the device has failed. A command that is a whole tick old is reason
+//! enough to look whether the device is still there.
 
 use std::rc::Weak;
 

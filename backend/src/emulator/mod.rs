@@ -1,13 +1,15 @@
 //! An NVMe subsystem as a state machine: the devices of the shelf, of tests and of the simulator.
 //!
-//! **Sans-I/O.** A [`Subsystem`] reads no clock and waits for nothing. Its owner hands in register accesses and DMA mappings, and calls [`Subsystem::step`] with the
-//! time; commands are read from, and data and completions written to, the memory that was mapped. [`Subsystem::next_event`] says when to come again if nothing
-//! else happens. Chance comes from the seed: the same calls give the same run.
+//! **Sans-I/O.** A [`Subsystem`] reads no clock and waits for nothing. Its owner hands in register accesses and DMA
+//! mappings, and calls [`Subsystem::step`] with the time; commands are read from, and data and completions written to,
+//! the memory that was mapped. [`Subsystem::next_event`] says when to come again if nothing else happens. Chance comes
+//! from the seed: the same calls give the same run.
 //!
-//! **What it is.** One or more controllers (ports), each with its own host, share all namespaces. Commands are *fetched* (and checked against the reservation),
-//! then *executed*, which moves all data at once, then *completed*. Without a latency model these happen in one step; with one, or with a delay fault, a command
-//! waits between fetch and execution, where aborts, resets, preemptions and power loss find it. Whatever ends a fetched write early leaves any subset of its blocks
-//! written, each whole.
+//! **What it is.** One or more controllers (ports), each with its own host, share all namespaces. Commands are
+//! *fetched* (and checked against the reservation), then *executed*, which moves all data at once, then *completed*.
+//! Without a latency model these happen in one step; with one, or with a delay fault, a command waits between fetch and
+//! execution, where aborts, resets, preemptions and power loss find it. Whatever ends a fetched write early leaves any
+//! subset of its blocks written, each whole.
 //!
 //! **Hostile hosts** get statuses, fatal controllers, or silence; never a panic, an unbounded loop or memory of somebody else.
 //!
@@ -264,8 +266,8 @@ impl Subsystem {
         self.controllers.iter().filter_map(Controller::next_event).chain(waiting).min()
     }
 
-    /// Asks all hosts to ring from now on (shadow doorbells: `EventIdx`). The owner must [`step`](Self::step) once more before it sleeps, because a host may have
-    /// looked just before.
+    /// Asks all hosts to ring from now on (shadow doorbells: `EventIdx`). The owner must [`step`](Self::step) once more
+    /// before it sleeps, because a host may have looked just before.
     pub fn ask_for_doorbells(&self) {
         self.controllers.iter().for_each(Controller::ask_for_doorbells);
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);

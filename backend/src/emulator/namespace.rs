@@ -259,7 +259,8 @@ impl Namespace {
         self.settle(entry, first, count)
     }
 
-    /// Dataset Management with the attribute Deallocate (NVM 3.2.3): `ranges` are the data, 16 bytes each: attributes (0..4), blocks (4..8), first block (8..16).
+    /// Dataset Management with the attribute Deallocate (NVM 3.2.3): `ranges` are the data, 16 bytes each: attributes
+    /// (0..4), blocks (4..8), first block (8..16).
     pub(super) fn deallocate(&mut self, ranges: &[u8]) -> Result<(), Status> {
         use dyad_nvme::bytes::{u32_at, u64_at};
         let ranges: Vec<(u64, u64)> =

@@ -1,8 +1,9 @@
 //! The shelf: emulated dual-ported devices in a process of their own, for directors in other processes (vfio-user).
 //!
-//! Each device is a subsystem with one namespace and two controllers; each controller has a socket ([`socket_path`]). One reactor serves them all: it polls while there is
-//! work and sleeps when there is none, after asking its clients for doorbells. A client may die at any moment: its port is reset and waits for the next, while the other
-//! port goes on.
+//! Each device is a subsystem with one namespace and two controllers; each controller has a socket ([`socket_path`]).
+//! One reactor serves them all: it polls while there is work and sleeps when there is none, after asking its clients
+//! for doorbells. A client may die at any moment: its port is reset and waits for the next, while the other port goes
+//! on.
 //!
 //! Faults come through a control socket (module `control`).
 

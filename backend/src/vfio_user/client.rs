@@ -3,8 +3,9 @@
 //! Register accesses are questions with answers over the socket, each within two seconds; a server that does not answer in time, or talks nonsense, is gone for
 //! good. Doorbells, MSI-X mask and DMA are memory.
 //!
-//! What cannot be promised: a server *process* that was stopped (SIGSTOP) in the middle of copying to or from our memory may finish that copy when it goes on, even
-//! after [`PciFunction::reset`] gave it up. A device behind an IOMMU cannot do that.
+//! What cannot be promised: a server *process* that was stopped (SIGSTOP) in the middle of copying to or from our
+//! memory may finish that copy when it goes on, even after [`PciFunction::reset`] gave it up. A device behind an IOMMU
+//! cannot do that.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};

@@ -1,3 +1,5 @@
+//! The table of access, and every command, against the rules of Base 8.19.
+
 use super::*;
 
 const A: Host = Host::Identified(HostId([0xa; 16]));
