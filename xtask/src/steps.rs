@@ -1,7 +1,8 @@
 //! The steps of `cargo xtask test`: one table, run in order, stopped at the first failure.
 //!
-//! Everything that is built is built under the profile `ci`, so what one step compiled the next one reuses. Only loom's
-//! step has a target directory of its own: `--cfg loom` changes every crate.
+//! Everything is built under the profile `ci`, so what one step compiled the next one reuses. Only loom's step is a world
+//! of its own, because `--cfg loom` changes every crate: the profile that compiles fastest will do, and cargo keeps
+//! what other flags built apart.
 
 use crate::tidy;
 use std::fmt;
@@ -32,6 +33,13 @@ const STEPS: &[Step] = &[
     cargo("clippy", &["clippy", "--workspace", "--all-targets", "--profile", "ci", "--", "-D", "warnings"]),
     cargo("build", &["test", "--workspace", "--tests", "--profile", "ci", "--no-run"]),
     cargo("test", &["test", "--workspace", "--tests", "--profile", "ci"]),
+    Step {
+        name: "loom",
+        work: Work::Cargo {
+            arguments: &["test", "--package", "dyad-reactor", "--lib", "loom"],
+            environment: &[("RUSTFLAGS", "--cfg loom")],
+        },
+    },
     cargo("doctest", &["test", "--workspace", "--doc", "--profile", "ci"]),
     cargo("sim", &["run", "--profile", "ci", "--", "sim", "--seeds", "100"]),
     cargo("demo", &["run", "--profile", "ci", "--", "demo"]),
