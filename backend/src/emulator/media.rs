@@ -83,6 +83,12 @@ impl MemoryMedia {
     }
 }
 
+impl From<Memory> for MemoryMedia {
+    fn from(memory: Memory) -> Self {
+        Self(memory)
+    }
+}
+
 impl Media for MemoryMedia {
     #[inline]
     fn read(&mut self, at: u64, host: &Memory, offset: u64, len: u64) -> Result<(), MediaError> {

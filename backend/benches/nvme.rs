@@ -1,0 +1,21 @@
+//! `cargo bench -p dyad-backend`: the figures of `dyad bench nvme`, without the command.
+
+use std::process::Command;
+
+use dyad_backend::bench;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some("serve") {
+        let directory = arguments.next().expect("the directory of the sockets");
+        bench::serve(directory.as_ref()).expect("the shelf serves");
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut shelf = Command::new(std::env::current_exe().expect("this program has a name"));
+    shelf.arg("serve").arg(directory.path());
+    let rows = bench::run(&mut shelf, directory.path(), |line| eprintln!("{line}")).expect("figures");
+    for row in rows {
+        println!("{:44} {:>14.3} {:5} ({:.3} to {:.3})", row.name, row.value, row.unit, row.min, row.max);
+    }
+}
