@@ -6,7 +6,7 @@
 
 use crate::tidy;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ enum Work {
     Tidy,
     /// Cargo with these arguments and these additions to the environment.
     Cargo { arguments: &'static [&'static str], environment: &'static [(&'static str, &'static str)] },
+    /// The command as the step `build` left it. Not `cargo run`: for one package alone cargo picks other features of its
+    /// dependencies than for the whole workspace, and would build most of it again.
+    Dyad { arguments: &'static [&'static str] },
 }
 
 struct Step {
@@ -31,8 +34,9 @@ const STEPS: &[Step] = &[
     Step { name: "tidy", work: Work::Tidy },
     cargo("fmt", &["fmt", "--all", "--check"]),
     cargo("clippy", &["clippy", "--workspace", "--all-targets", "--profile", "ci", "--", "-D", "warnings"]),
-    cargo("build", &["test", "--workspace", "--tests", "--profile", "ci", "--no-run"]),
+    cargo("build", &["build", "--workspace", "--bins", "--tests", "--profile", "ci"]),
     cargo("test", &["test", "--workspace", "--tests", "--profile", "ci"]),
+    cargo("doctest", &["test", "--workspace", "--doc", "--profile", "ci"]),
     Step {
         name: "loom",
         work: Work::Cargo {
@@ -40,9 +44,8 @@ const STEPS: &[Step] = &[
             environment: &[("RUSTFLAGS", "--cfg loom")],
         },
     },
-    cargo("doctest", &["test", "--workspace", "--doc", "--profile", "ci"]),
-    cargo("sim", &["run", "--profile", "ci", "--", "sim", "--seeds", "100"]),
-    cargo("demo", &["run", "--profile", "ci", "--", "demo"]),
+    Step { name: "sim", work: Work::Dyad { arguments: &["sim", "--seeds", "100"] } },
+    Step { name: "demo", work: Work::Dyad { arguments: &["demo"] } },
 ];
 
 impl fmt::Display for Work {
@@ -56,6 +59,7 @@ impl fmt::Display for Work {
                 }
                 write!(f, "cargo {}", arguments.join(" "))
             }
+            Work::Dyad { arguments } => write!(f, "cargo run --profile ci -- {}", arguments.join(" ")),
         }
     }
 }
@@ -63,27 +67,34 @@ impl fmt::Display for Work {
 impl Work {
     /// Whether it held. What it prints goes straight to the terminal.
     fn run(&self, root: &Path) -> bool {
-        match self {
-            Work::Tidy => tidy::check(root),
+        let mut command = match self {
+            Work::Tidy => return tidy::check(root),
             Work::Cargo { arguments, environment } => {
                 // The cargo that runs us, so that `cargo +toolchain xtask test` means that toolchain throughout.
-                let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-                let outcome = Command::new(&program)
-                    .args(*arguments)
-                    .envs(environment.iter().copied())
-                    .current_dir(root)
-                    .stdin(Stdio::null())
-                    .status();
-                match outcome {
-                    Ok(status) => status.success(),
-                    Err(error) => {
-                        println!("cannot start {}: {error}", program.display());
-                        false
-                    }
-                }
+                let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+                command.args(*arguments).envs(environment.iter().copied());
+                command
+            }
+            Work::Dyad { arguments } => {
+                let mut command = Command::new(target_directory().join("ci").join("dyad"));
+                command.args(*arguments);
+                command
+            }
+        };
+        match command.current_dir(root).stdin(Stdio::null()).status() {
+            Ok(status) => status.success(),
+            Err(error) => {
+                println!("cannot start {}: {error}", command.get_program().display());
+                false
             }
         }
     }
+}
+
+/// Where cargo builds, however it was told: this program lies there, in its profile's directory.
+fn target_directory() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    program.parent().and_then(Path::parent).map_or_else(|| "target".into(), Path::to_path_buf)
 }
 
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
