@@ -14,7 +14,7 @@ use dyad_matrix::Memory;
 use dyad_matrix::provider::NetAddress;
 use dyad_matrix::sim::{Fabric, SimProvider};
 use dyad_nvme::types::{BLOCK_BYTES, BlockCount, HostId, NamespaceId};
-use dyad_reactor::executor::Limits;
+use dyad_reactor::executor::{Handle, Limits};
 use dyad_reactor::{DriftingClock, Rng, SeededRng, VirtualTime};
 
 use crate::kernel::{Kernel, ProcessId};
@@ -110,7 +110,7 @@ impl Array {
             volume: whole_group(VolumeId { uuid: [0xda; 16], generation: 1 }, BlockCount(VOLUME_BLOCKS)),
             cache_frames: 576,
             mirror_frames: 96,
-            hosts: 2,
+            hosts: 3,
             host_depth: HOST_DEPTH,
             lanes: LANES,
             destagers: DESTAGERS,
@@ -166,27 +166,10 @@ impl Array {
         homes == 1 && regimes.iter().all(|regime| regime.is_some_and(|(_, state)| state == "both"))
     }
 
-    /// Starts a host with `workers` workers.
-    pub fn start_host(&mut self, number: u8, workload: &Workload, workers: usize) {
-        let provider = self.fabric.node(&format!("host{number}"), u64::from(number));
-        let config = InitiatorConfig {
-            host: HostId([number + 1; 16]),
-            paths: [DirectorId::A, DirectorId::B].map(|me| NetAddress { host: name(me).to_owned(), discriminator: HOST_SERVICE }).to_vec(),
-            namespace: NamespaceId(1),
-            depth: HOST_DEPTH,
-            first_generation: 1,
-            connect_timeout: self.timing.lease,
-            path_timeout: self.timing.lease * 4,
-            // Longer than all faults together: an operation that fails is an operation that is stuck.
-            command_timeout: Duration::from_secs(60),
-            retry_delay: self.timing.heartbeat / 4,
-        };
-        let memory = Memory::anonymous(usize::from(HOST_DEPTH) * 8 * 16 * BLOCK_BYTES);
-        let clock = DriftingClock::new(self.time.clone(), 0, Duration::ZERO);
-        let limits = Limits { tasks: 8 + workers + 1, timers: 128 };
+    /// Starts a host with `workers` workers, which leaves a silent path after `patience`: hosts that differ in it see both directors at once.
+    pub fn start_host(&mut self, number: u8, workload: &Workload, workers: usize, patience: Duration) {
         let seeds: Vec<_> = (0..workers).map(|_| self.rng.fork()).collect();
-        let (_, ()) = self.kernel.start(&clock, limits, |handle| {
-            let initiator = Initiator::new(handle, provider, config, memory).expect("the simulated matrix has room");
+        self.start_initiator(number, HOST_DEPTH, workers, patience, |handle, initiator| {
             for rng in seeds {
                 workload.enlist();
                 let (workload, initiator, own) = (workload.clone(), initiator.clone(), handle.clone());
@@ -201,29 +184,37 @@ impl Array {
 
     /// Starts a host that reads everything once.
     pub fn start_reader(&mut self, workload: &Workload) {
-        let provider = self.fabric.node("reader", 99);
-        let config = InitiatorConfig {
-            host: HostId([99; 16]),
-            paths: [DirectorId::A, DirectorId::B].map(|me| NetAddress { host: name(me).to_owned(), discriminator: HOST_SERVICE }).to_vec(),
-            namespace: NamespaceId(1),
-            depth: 2,
-            first_generation: 1,
-            connect_timeout: self.timing.lease,
-            path_timeout: self.timing.lease * 4,
-            command_timeout: Duration::from_secs(60),
-            retry_delay: self.timing.heartbeat / 4,
-        };
-        let memory = Memory::anonymous(32 * BLOCK_BYTES);
-        let clock = DriftingClock::new(self.time.clone(), 0, Duration::ZERO);
-        workload.enlist();
-        let (_, ()) = self.kernel.start(&clock, Limits { tasks: 8, timers: 32 }, |handle| {
-            let initiator = Initiator::new(handle, provider, config, memory).expect("the simulated matrix has room");
+        let patience = self.timing.lease * 4;
+        self.start_initiator(99, 2, 1, patience, |handle, initiator| {
+            workload.enlist();
             let workload = workload.clone();
             handle.spawn("reader", async move {
                 if initiator.attach().await.is_ok() {
                     workload.read_all(initiator).await;
                 }
             });
+        });
+    }
+
+    fn start_initiator(&mut self, number: u8, depth: u16, workers: usize, patience: Duration, spawn: impl FnOnce(&Handle, Initiator<SimProvider>)) {
+        let provider = self.fabric.node(&format!("host{number}"), u64::from(number));
+        let config = InitiatorConfig {
+            host: HostId([number + 1; 16]),
+            paths: [DirectorId::A, DirectorId::B].map(|me| NetAddress { host: name(me).to_owned(), discriminator: HOST_SERVICE }).to_vec(),
+            namespace: NamespaceId(1),
+            depth,
+            first_generation: 1,
+            connect_timeout: self.timing.lease,
+            path_timeout: patience,
+            // Longer than all faults together: an operation that fails is an operation that is stuck.
+            command_timeout: Duration::from_secs(60),
+            retry_delay: self.timing.heartbeat / 4,
+        };
+        let memory = Memory::anonymous(usize::from(depth) * 8 * 16 * BLOCK_BYTES);
+        let clock = DriftingClock::new(self.time.clone(), 0, Duration::ZERO);
+        let (_, ()) = self.kernel.start(&clock, Limits { tasks: 8 + workers, timers: 128 }, |handle| {
+            let initiator = Initiator::new(handle, provider, config, memory).expect("the simulated matrix has room");
+            spawn(handle, initiator);
         });
     }
 

@@ -74,7 +74,7 @@ pub struct Outcome {
 
 const WORKERS: usize = 6;
 /// A run with faults has at least as many.
-const FAULTS_MIN: u64 = 8;
+const FAULTS_MIN: u64 = 10;
 const STEP: Duration = Duration::from_millis(20);
 /// Virtual time that everything is given to become quiet.
 const PEACE: Duration = Duration::from_secs(30);
@@ -91,14 +91,15 @@ pub fn run(options: SimOptions) -> Outcome {
         fabric.on_trace(move |line| lines.borrow_mut().push(format!("{:?}  {line}", clock.now())));
     }
     let mut array = Array::new(&time, fabric);
-    let workload = Workload::new(&time, VOLUME_BLOCKS, WORKERS, Duration::from_millis(1 + rng.below(80)));
+    let workload = Workload::new(&time, VOLUME_BLOCKS, WORKERS, Duration::from_millis(1 + rng.below(200)));
     let kinds = options.faults.swarm(&mut rng);
     let first = Time::from_nanos(500_000_000 + rng.below(1_000_000_000));
     let mut run = Run { faults: FaultInjector::new(kinds, rng.fork(), first), workload: workload.clone(), timeline: Rc::clone(&timeline), traced: options.timeline, states: Default::default() };
 
     array.start_director(DirectorId::A);
     array.start_director(DirectorId::B);
-    array.start_host(0, &workload, WORKERS);
+    array.start_host(0, &workload, WORKERS / 2, array.timing().lease);
+    array.start_host(1, &workload, WORKERS / 2, array.timing().lease * 6);
     let failure = run.through(&mut array, options.operations).err();
     let outcome = Outcome {
         failure,
