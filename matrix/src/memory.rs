@@ -230,6 +230,7 @@ impl Memory {
 
     /// Its name in [`Segment`]s.
     #[must_use]
+    #[inline]
     pub fn id(&self) -> MemoryId {
         self.0.id
     }
@@ -237,6 +238,7 @@ impl Memory {
     /// Bytes. Never zero.
     #[must_use]
     #[allow(clippy::len_without_is_empty)] // it never is
+    #[inline]
     pub fn len(&self) -> u64 {
         self.0.len
     }
@@ -282,6 +284,7 @@ impl Memory {
     ///
     /// # Errors
     /// [`RangeError::Outside`].
+    #[inline]
     pub fn segment(&self, offset: u64, len: u32) -> Result<Segment, RangeError> {
         self.check(offset, u64::from(len))?;
         Ok(Segment { memory: self.id(), offset, len })
@@ -342,6 +345,7 @@ impl Memory {
     ///
     /// # Errors
     /// [`RangeError`]: outside, misaligned, or read-only memory (an atomic can be written; see [`Self::load_u32`]).
+    #[inline]
     pub fn atomic_u32(&self, offset: u64) -> Result<&AtomicU32, RangeError> {
         let word = self.check_write(offset, 4)?.cast::<AtomicU32>();
         if !word.is_aligned() {
@@ -355,6 +359,7 @@ impl Memory {
     ///
     /// # Errors
     /// As [`Self::atomic_u32`].
+    #[inline]
     pub fn atomic_u64(&self, offset: u64) -> Result<&AtomicU64, RangeError> {
         let word = self.check_write(offset, 8)?.cast::<AtomicU64>();
         if !word.is_aligned() {
@@ -364,10 +369,26 @@ impl Memory {
         Ok(unsafe { word.as_ref() })
     }
 
+    /// The `count` double words at `offset` as atomics, for entries of rings; see [`Self::atomic_u32`].
+    ///
+    /// # Errors
+    /// As [`Self::atomic_u32`].
+    #[inline]
+    pub fn atomics_u64(&self, offset: u64, count: usize) -> Result<&[AtomicU64], RangeError> {
+        let bytes = count.checked_mul(8).ok_or(RangeError::Outside)?;
+        let words = self.check_write(offset, bytes as u64)?.cast::<AtomicU64>();
+        if !words.is_aligned() {
+            return Err(RangeError::Misaligned);
+        }
+        // SAFETY: as in `atomic_u32`, for all of them.
+        Ok(unsafe { std::slice::from_raw_parts(words.as_ptr(), count) })
+    }
+
     /// Reads the word at `offset` with acquire ordering.
     ///
     /// # Errors
     /// [`RangeError::Outside`], [`RangeError::Misaligned`].
+    #[inline]
     pub fn load_u32(&self, offset: u64) -> Result<u32, RangeError> {
         let word = self.check(offset, 4)?.cast::<AtomicU32>();
         if !word.is_aligned() {
@@ -381,6 +402,7 @@ impl Memory {
     ///
     /// # Errors
     /// As [`Self::load_u32`].
+    #[inline]
     pub fn load_u64(&self, offset: u64) -> Result<u64, RangeError> {
         let word = self.check(offset, 8)?.cast::<AtomicU64>();
         if !word.is_aligned() {
@@ -394,6 +416,7 @@ impl Memory {
     ///
     /// # Errors
     /// [`RangeError`].
+    #[inline]
     pub fn store_u32(&self, offset: u64, value: u32) -> Result<(), RangeError> {
         self.atomic_u32(offset)?.store(value, Ordering::Release);
         Ok(())
@@ -403,6 +426,7 @@ impl Memory {
     ///
     /// # Errors
     /// [`RangeError`].
+    #[inline]
     pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), RangeError> {
         self.atomic_u64(offset)?.store(value, Ordering::Release);
         Ok(())
@@ -416,6 +440,7 @@ impl Memory {
         Ok(())
     }
 
+    #[inline]
     fn check(&self, offset: u64, len: u64) -> Result<NonNull<u8>, RangeError> {
         let end = offset.checked_add(len).ok_or(RangeError::Outside)?;
         if end > self.0.len {
@@ -426,6 +451,7 @@ impl Memory {
         Ok(unsafe { self.0.start.add(offset) })
     }
 
+    #[inline]
     fn check_write(&self, offset: u64, len: u64) -> Result<NonNull<u8>, RangeError> {
         let start = self.check(offset, len)?;
         if self.0.writable { Ok(start) } else { Err(RangeError::ReadOnly) }
@@ -441,6 +467,7 @@ impl Memory {
 ///
 /// # Errors
 /// [`RangeError::Outside`] for either side, [`RangeError::ReadOnly`] for `to`. No byte was moved.
+#[inline]
 pub fn copy(from: &Memory, from_offset: u64, to: &Memory, to_offset: u64, len: u64) -> Result<(), RangeError> {
     let source = from.check(from_offset, len)?;
     let target = to.check_write(to_offset, len)?;

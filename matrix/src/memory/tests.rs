@@ -37,6 +37,10 @@ fn every_access_outside_is_refused() {
     assert_eq!(m.store_u64(96, 1), Err(RangeError::Outside));
     assert_eq!(m.store_u64(4, 1), Err(RangeError::Misaligned));
     assert_eq!(m.load_u32(2), Err(RangeError::Misaligned));
+    assert_eq!(m.atomics_u64(8, 12).unwrap_err(), RangeError::Outside);
+    assert_eq!(m.atomics_u64(8, usize::MAX).unwrap_err(), RangeError::Outside);
+    assert_eq!(m.atomics_u64(4, 1).unwrap_err(), RangeError::Misaligned);
+    assert_eq!(m.atomics_u64(8, 11).unwrap().len(), 11);
     assert_eq!(copy(&other, 0, &m, 50, 51), Err(RangeError::Outside));
     assert_eq!(copy(&m, 50, &other, 0, 51), Err(RangeError::Outside));
     assert_eq!(m.segment(100, 0), Ok(Segment { memory: m.id(), offset: 100, len: 0 }));
