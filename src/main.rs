@@ -1,12 +1,19 @@
 //! The `dyad` command: a thin door to what the rooms do.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use dyad_director::demo::{self, load::REACTORS, processes::EXIT_FRESH};
+use dyad_director::layout::ArrayDir;
+use dyad_director::membership::{DirectorId, Timing};
+use dyad_director::process::{Ended, ProcessConfig, run_director};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 
 mod sim;
 
-/// A storage array in software: mirrored directors over dual-ported NVMe devices.
+/// A storage array in software: mirrored directors over dual-ported NVMe devices
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Cli {
@@ -16,12 +23,89 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show what the array can do, on this machine, in under a minute
+    Demo,
     /// Run the array in virtual time, with faults, and check every byte
     Sim(sim::Arguments),
+    /// A director of the demo's array
+    #[command(hide = true)]
+    Director {
+        /// The array's directory
+        #[arg(long)]
+        dir: PathBuf,
+        /// Which director
+        id: Id,
+    },
+    /// The shelf of the demo's array
+    #[command(hide = true)]
+    Shelf {
+        /// The array's directory
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+#[derive(Copy, Clone, ValueEnum)]
+enum Id {
+    A,
+    B,
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Demo => run_demo(),
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::Director { dir, id } => director(&dir, id),
+        Command::Shelf { dir } => shelf(&dir),
     }
+}
+
+fn run_demo() -> ExitCode {
+    let dir = match tempfile::Builder::new().prefix("dyad-demo-").tempdir() {
+        Ok(dir) => dir,
+        Err(error) => return fail(&format!("cannot make a directory for the demo: {error}")),
+    };
+    match demo::run(dir.path()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("the demo failed: {error}")),
+    }
+}
+
+fn director(dir: &std::path::Path, id: Id) -> ExitCode {
+    end_with_parent();
+    let me = match id {
+        Id::A => DirectorId::A,
+        Id::B => DirectorId::B,
+    };
+    let config = ProcessConfig { array: ArrayDir::new(dir), me, timing: Timing::default(), reactors: REACTORS };
+    match run_director(&config) {
+        Ok(Ended::Fresh) => ExitCode::from(EXIT_FRESH),
+        Ok(Ended::Stopped) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("director {me:?}: {error}")),
+    }
+}
+
+fn shelf(dir: &std::path::Path) -> ExitCode {
+    end_with_parent();
+    let array = ArrayDir::new(dir);
+    let made = std::fs::create_dir_all(array.shelf()).map_err(|error| error.to_string());
+    let ran = made.and_then(|()| {
+        dyad_director::shelf::run(&array, REACTORS, || println!("ready")).map_err(|error| error.to_string())
+    });
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("shelf: {error}")),
+    }
+}
+
+/// Whoever started this process supervises it: it does not outlive that one.
+fn end_with_parent() {
+    if let Err(error) = set_pdeathsig(Signal::SIGKILL) {
+        eprintln!("warning: this process may outlive the one that started it: {error}");
+    }
+}
+
+fn fail(why: &str) -> ExitCode {
+    eprintln!("dyad: {why}");
+    ExitCode::FAILURE
 }

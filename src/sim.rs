@@ -40,7 +40,8 @@ fn parse_faults(text: &str) -> Result<FaultKinds, String> {
 
 /// Runs them; fails if one seed fails.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
-    let options = |seed, timeline| SimOptions { seed, operations: arguments.operations, faults: arguments.faults, timeline };
+    let options =
+        |seed, timeline| SimOptions { seed, operations: arguments.operations, faults: arguments.faults, timeline };
     let (mut operations, mut faults, mut seconds) = (0, 0, 0.0);
     for seed in arguments.seed..arguments.seed.saturating_add(arguments.seeds) {
         let outcome = dyad_sim::run(options(seed, false));
@@ -57,7 +58,10 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
             println!("seed {seed}: trace {:016x}", outcome.trace_hash);
         }
     }
-    println!("{} seed(s) held: {operations} host operations, {faults} faults, {seconds:.0} s of virtual time", arguments.seeds);
+    println!(
+        "{} seed(s) held: {operations} host operations, {faults} faults, {seconds:.0} s of virtual time",
+        arguments.seeds
+    );
     ExitCode::SUCCESS
 }
 

@@ -122,7 +122,8 @@ mod tests {
     #[test]
     fn split_covers_exactly_the_blocks() {
         let volume = VolumeId { uuid: [1; 16], generation: 1 };
-        let parts: Vec<_> = TrackRange::split(volume, Lba(14), 20).map(|r| (r.track.track, r.first(), r.count())).collect();
+        let parts: Vec<_> =
+            TrackRange::split(volume, Lba(14), 20).map(|r| (r.track.track, r.first(), r.count())).collect();
         assert_eq!(parts, [(0, 14, 2), (1, 0, 16), (2, 0, 2)]);
         assert_eq!(TrackRange::split(volume, Lba(3), 0).count(), 0);
         assert!(TrackRange::new(TrackAddress { volume, track: 0 }, 15, 2).is_none());

@@ -136,10 +136,20 @@ impl<D: Device, P> Clone for Cache<D, P> {
 
 impl<D: Device, P: Provider> Cache<D, P> {
     /// A cache in `memory` over `group`, which holds `volumes`.
-    pub fn new(handle: Handle, config: CacheConfig, authority: Authority, memory: Memory, group: Raid1<D>, volumes: &[VolumePlace]) -> Self {
+    pub fn new(
+        handle: Handle,
+        config: CacheConfig,
+        authority: Authority,
+        memory: Memory,
+        group: Raid1<D>,
+        volumes: &[VolumePlace],
+    ) -> Self {
         let pool = FramePool::new(memory);
         let frames = pool.free_count();
-        assert!(frames > config.takeover_frames + TRACK_BLOCKS * config.commands, "{frames} frames leave no room for commands");
+        assert!(
+            frames > config.takeover_frames + TRACK_BLOCKS * config.commands,
+            "{frames} frames leave no room for commands"
+        );
         let volumes = volumes.iter().map(|place| (place.id, *place)).collect();
         Self {
             inner: Rc::new(Inner {
@@ -282,7 +292,14 @@ impl<D: Device, P: Provider> Cache<D, P> {
     ///
     /// # Errors
     /// [`CacheError`]; the write may have been done or not.
-    pub async fn write(&self, range: TrackRange, command: CommandId, oldest: u64, deadline: Time, host: &impl Transfer) -> Result<(), CacheError> {
+    pub async fn write(
+        &self,
+        range: TrackRange,
+        command: CommandId,
+        oldest: u64,
+        deadline: Time,
+        host: &impl Transfer,
+    ) -> Result<(), CacheError> {
         let inner = &*self.inner;
         self.check_range(range)?;
         if !inner.outcomes.admit(command.origin) {
@@ -290,7 +307,8 @@ impl<D: Device, P: Provider> Cache<D, P> {
         }
         let pinned = self.take_frames(range.count(), deadline).await?;
         host.fetch(&pinned.segments()).await?;
-        let crcs: heapless::Vec<u32, TRACK_BLOCKS> = pinned.frames().iter().map(|frame| inner.pool.crc(*frame)).collect();
+        let crcs: heapless::Vec<u32, TRACK_BLOCKS> =
+            pinned.frames().iter().map(|frame| inner.pool.crc(*frame)).collect();
 
         let _turn = inner.locks.lock(range.track).await;
         loop {
@@ -359,7 +377,9 @@ impl<D: Device, P: Provider> Cache<D, P> {
                 }
                 continue;
             }
-            if self.dirty_blocks() <= inner.config.destage_above && matches!(inner.authority.regime(), Regime::Mirrored(_)) {
+            if self.dirty_blocks() <= inner.config.destage_above
+                && matches!(inner.authority.regime(), Regime::Mirrored(_))
+            {
                 inner.handle.sleep(idle_delay).await;
             }
             from = batch.last().map(|last| TrackAddress { volume: last.volume, track: last.track + 1 });
@@ -394,7 +414,8 @@ impl<D: Device, P: Provider> Cache<D, P> {
     fn adopt_block(&self, memory: &Memory, block: Adoptable, frame: FrameIndex) -> bool {
         let inner = &*self.inner;
         let to = frame.offset();
-        dyad_matrix::memory::copy(memory, block.offset, inner.pool.memory(), to, FRAME_BYTES as u64).expect("frames lie in their memories");
+        dyad_matrix::memory::copy(memory, block.offset, inner.pool.memory(), to, FRAME_BYTES as u64)
+            .expect("frames lie in their memories");
         if inner.pool.crc(frame) != block.crc {
             return false;
         }
@@ -419,7 +440,9 @@ impl<D: Device, P: Provider> Cache<D, P> {
         if is_active(Mutation::VisibleBeforeCommit) {
             self.install_all(range, pinned, crcs, version, BlockState::Dirty(None));
         }
-        let Ok(mirror) = link.commit(range, version, command, &inner.pool, pinned.frames(), crcs).await else { return false };
+        let Ok(mirror) = link.commit(range, version, command, &inner.pool, pinned.frames(), crcs).await else {
+            return false;
+        };
         // The partner has it: it is committed, whatever happened to us meanwhile. If we are not the home any more, nobody reads our slots.
         for (at, index) in range.indices().enumerate() {
             let frame = pinned.frames()[at];
@@ -500,7 +523,9 @@ impl<D: Device, P: Provider> Cache<D, P> {
         let durable = dirty.iter().enumerate().filter_map(|(index, block)| block.map(|block| (index, block.version)));
         let link = self.link();
         if let (Some(link), Regime::Mirrored(epoch)) = (&link, inner.authority.regime()) {
-            let blocks = durable.clone().map(|(index, version)| ReleasedBlock { index: u8::try_from(index).expect("16 blocks"), version });
+            let blocks = durable
+                .clone()
+                .map(|(index, version)| ReleasedBlock { index: u8::try_from(index).expect("16 blocks"), version });
             // If the link ends here the blocks stay dirty, and are written once more.
             link.release(epoch, track, blocks.collect()).await.map_err(|_| CacheError::Undecided)?;
         }
@@ -552,7 +577,11 @@ impl<D: Device, P: Provider> Cache<D, P> {
             for (frame, index) in pinned.frames().iter().zip(missing.indices()) {
                 inner.pool.hold(*frame);
                 let version = Version { epoch: Epoch(0), sequence: 0 };
-                self.install(range.track, index, Block { frame: *frame, crc: inner.pool.crc(*frame), version, state: BlockState::Clean });
+                self.install(
+                    range.track,
+                    index,
+                    Block { frame: *frame, crc: inner.pool.crc(*frame), version, state: BlockState::Clean },
+                );
             }
         }
         Ok(())
@@ -630,7 +659,11 @@ impl<D: Device, P: Provider> Cache<D, P> {
 
     async fn wait_for_change(&self, seen: u64, deadline: Time) -> Result<(), CacheError> {
         let inner = &*self.inner;
-        inner.handle.timeout_at(deadline, inner.authority.changes().changed_since(seen)).await.map_err(|_| CacheError::Undecided)?;
+        inner
+            .handle
+            .timeout_at(deadline, inner.authority.changes().changed_since(seen))
+            .await
+            .map_err(|_| CacheError::Undecided)?;
         Ok(())
     }
 

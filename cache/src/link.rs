@@ -15,7 +15,9 @@ use dyad_reactor::sync::{Pending, Replies, Signal, Ticket};
 
 use crate::address::{Epoch, TRACK_BLOCKS, TrackAddress, TrackRange, Version};
 use crate::mirror;
-use crate::record::{Answer, AnswerStatus, CommandId, Commit, CommitBlock, MirrorFrame, Outcomes, Record, Release, ReleasedBlock};
+use crate::record::{
+    Answer, AnswerStatus, CommandId, Commit, CommitBlock, MirrorFrame, Outcomes, Record, Release, ReleasedBlock,
+};
 
 /// The link is closed: the partner did not (and will not) say that it has the data.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
@@ -131,7 +133,12 @@ impl<P: Provider> MirrorLink<P> {
     ///
     /// # Errors
     /// [`LinkClosed`]: it may have forgotten them or not.
-    pub async fn release(&self, epoch: Epoch, track: TrackAddress, blocks: heapless::Vec<ReleasedBlock, TRACK_BLOCKS>) -> Result<(), LinkClosed> {
+    pub async fn release(
+        &self,
+        epoch: Epoch,
+        track: TrackAddress,
+        blocks: heapless::Vec<ReleasedBlock, TRACK_BLOCKS>,
+    ) -> Result<(), LinkClosed> {
         self.ask(Record::Release(Release { epoch, track, blocks }), epoch).await
     }
 

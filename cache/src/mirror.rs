@@ -116,7 +116,8 @@ impl MirrorArea {
         }
         let Some(entries) = self.index.get_mut(&release.track) else { return AnswerStatus::Done };
         for block in &release.blocks {
-            let durable = entries[usize::from(block.index)].take_if(|entry| entry.version <= block.version || is_active(Mutation::ReleaseAnyVersion));
+            let durable = entries[usize::from(block.index)]
+                .take_if(|entry| entry.version <= block.version || is_active(Mutation::ReleaseAnyVersion));
             if let Some(durable) = durable {
                 self.used[place(durable.frame)] = false;
             }

@@ -241,7 +241,10 @@ impl Record {
                 let oldest = input.u64()?;
                 let mut blocks = Vec::new();
                 for _ in 0..count {
-                    let block = CommitBlock { frame: MirrorFrame(u32::from_le_bytes(input.take()?)), crc: u32::from_le_bytes(input.take()?) };
+                    let block = CommitBlock {
+                        frame: MirrorFrame(u32::from_le_bytes(input.take()?)),
+                        crc: u32::from_le_bytes(input.take()?),
+                    };
                     blocks.push(block).map_err(|_| Malformed)?;
                 }
                 Self::Commit(Commit { range, version, command, oldest, blocks })
@@ -250,7 +253,10 @@ impl Record {
                 let track = TrackAddress { volume: VolumeId { uuid: input.take()?, generation }, track: input.u64()? };
                 let mut blocks = Vec::new();
                 for _ in 0..count {
-                    let index = u8::try_from(input.u64()?).ok().filter(|index| usize::from(*index) < TRACK_BLOCKS).ok_or(Malformed)?;
+                    let index = u8::try_from(input.u64()?)
+                        .ok()
+                        .filter(|index| usize::from(*index) < TRACK_BLOCKS)
+                        .ok_or(Malformed)?;
                     let version = Version { epoch: Epoch(input.u64()?), sequence: input.u64()? };
                     blocks.push(ReleasedBlock { index, version }).map_err(|_| Malformed)?;
                 }
@@ -323,7 +329,11 @@ mod tests {
     fn the_longest_messages_fit_and_return() {
         let track = TrackAddress { volume: VolumeId { uuid: [7; 16], generation: 3 }, track: 99 };
         let version = Version { epoch: Epoch(1), sequence: 2 };
-        let release = Record::Release(Release { epoch: Epoch(4), track, blocks: (0..16).map(|index| ReleasedBlock { index, version }).collect() });
+        let release = Record::Release(Release {
+            epoch: Epoch(4),
+            track,
+            blocks: (0..16).map(|index| ReleasedBlock { index, version }).collect(),
+        });
         let id = CommandId { origin: [1; 16], sequence: 2, part: 3 };
         let outcomes = Record::Outcomes(Outcomes { epoch: Epoch(4), applied: (0..16).map(|_| id).collect() });
         let answer = Record::Answer(Answer { status: AnswerStatus::CrcMismatch, epoch: Epoch(9) });

@@ -68,7 +68,13 @@ impl SlotTable {
     pub fn new(capacity: usize) -> Self {
         // Removals leave marks that count as used until the table rehashes in place: twice the room keeps that from growing it.
         let places = fixed_map(2 * capacity);
-        Self { places, slots: (0..capacity).map(|_| None).collect(), free: (0..capacity).rev().collect(), hand: 0, dirty_blocks: 0 }
+        Self {
+            places,
+            slots: (0..capacity).map(|_| None).collect(),
+            free: (0..capacity).rev().collect(),
+            hand: 0,
+            dirty_blocks: 0,
+        }
     }
 
     /// Number of dirty blocks.
@@ -110,7 +116,12 @@ impl SlotTable {
         slot.recent = true;
         let before = slot.blocks[index].replace(block);
         if let Some(before) = before {
-            assert!(before.version <= block.version, "{track:?}.{index}: {:?} would replace {:?}", block.version, before.version);
+            assert!(
+                before.version <= block.version,
+                "{track:?}.{index}: {:?} would replace {:?}",
+                block.version,
+                before.version
+            );
             self.dirty_blocks -= usize::from(before.state != BlockState::Clean);
         }
         self.dirty_blocks += usize::from(block.state != BlockState::Clean);

@@ -1,5 +1,10 @@
-//! Floor 5: what makes a director: pair membership, the registry, and the node that ties cache, link and port together.
+//! Floor 5: what makes a director: pair membership, the registry, the node that ties cache, link and port together, and
+//! the processes and commands around it.
 
+pub mod demo;
+pub mod layout;
 pub mod membership;
 pub mod node;
+pub mod process;
 pub mod registry;
+pub mod shelf;

@@ -1,7 +1,7 @@
 //! Commands of hosts, parsed once: what they ask for, or the status that the specification gives them (NVM Command Set 1.0, section 3).
 
-use dyad_cache::CacheError;
 use dyad_backend::raid::GroupError;
+use dyad_cache::CacheError;
 use dyad_nvme::capsule::CommandCapsule;
 use dyad_nvme::identify::cns;
 use dyad_nvme::opcode::{admin, nvm};
@@ -61,7 +61,11 @@ impl HostCommand {
             nvm::FLUSH if entry.namespace() == NAMESPACE || entry.namespace() == NamespaceId::ALL => Ok(Self::Flush),
             nvm::READ | nvm::WRITE if entry.namespace() == NAMESPACE => {
                 let (lba, blocks) = checked_range(entry, size, data_bytes)?;
-                Ok(if entry.opcode() == nvm::READ { Self::Read { lba, blocks } } else { Self::Write { lba, blocks, fua: entry.fua() } })
+                Ok(if entry.opcode() == nvm::READ {
+                    Self::Read { lba, blocks }
+                } else {
+                    Self::Write { lba, blocks, fua: entry.fua() }
+                })
             }
             nvm::FLUSH | nvm::READ | nvm::WRITE => Err(Status::INVALID_NAMESPACE),
             _ => Err(Status::INVALID_OPCODE.with_do_not_retry()),
@@ -120,9 +124,15 @@ mod tests {
         assert_eq!(parse(read(0, 17), &[17 * 4096]), Err(Status::INVALID_FIELD));
         assert_eq!(parse(read(0, 2), &[4096]), Err(Status::SGL_LENGTH_INVALID));
         assert_eq!(parse(read(0, 2), &[4096, 4096]), Ok(HostCommand::Read { lba: Lba(0), blocks: BlockCount(2) }));
-        assert_eq!(parse(SubmissionEntry::read(NamespaceId(2), Lba(0), BlockCount(1)), &[4096]), Err(Status::INVALID_NAMESPACE));
+        assert_eq!(
+            parse(SubmissionEntry::read(NamespaceId(2), Lba(0), BlockCount(1)), &[4096]),
+            Err(Status::INVALID_NAMESPACE)
+        );
         assert_eq!(parse(SubmissionEntry::flush(NamespaceId::ALL), &[]), Ok(HostCommand::Flush));
         assert_eq!(parse(SubmissionEntry::new(0x55, NAMESPACE), &[]), Err(Status::INVALID_OPCODE.with_do_not_retry()));
-        assert_eq!(parse(SubmissionEntry::identify(cns::CONTROLLER, NAMESPACE, 0), &[4096]), Err(Status::INVALID_FIELD));
+        assert_eq!(
+            parse(SubmissionEntry::identify(cns::CONTROLLER, NAMESPACE, 0), &[4096]),
+            Err(Status::INVALID_FIELD)
+        );
     }
 }

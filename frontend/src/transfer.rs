@@ -41,7 +41,9 @@ impl<'a, P: Provider> HostMemory<'a, P> {
                 self.endpoint.rdma_write(self.vi, &piece.segments, remote).await
             };
             match result {
-                Ok(transfer) => assert!(posted.push(transfer).is_ok(), "cuts of two lists are no more than both have pieces"),
+                Ok(transfer) => {
+                    assert!(posted.push(transfer).is_ok(), "cuts of two lists are no more than both have pieces")
+                }
                 Err(_) => failed = true,
             }
         }
@@ -72,7 +74,8 @@ fn pair<'a>(segments: &'a [Segment], data: &'a [DataBlock], skip: u64) -> impl I
         block_start += u64::from(block.len);
         let from = start.max(skip);
         let to = block_start.min(skip + total);
-        (from < to).then(|| Piece { segments: cut(segments, from - skip, to - skip), remote: block.offset + (from - start) })
+        (from < to)
+            .then(|| Piece { segments: cut(segments, from - skip, to - skip), remote: block.offset + (from - start) })
     })
 }
 
@@ -103,10 +106,17 @@ mod tests {
     fn pieces_pair_the_same_bytes() {
         let memory = MemoryId(1);
         let segments = [Segment { memory, offset: 0, len: 8192 }, Segment { memory, offset: 40960, len: 4096 }];
-        let data = [DataBlock { offset: 100, len: 4096 }, DataBlock { offset: 9000, len: 8192 }, DataBlock { offset: 50000, len: 4096 }];
-        let pieces: Vec<_> = pair(&segments, &data, 4096).map(|p| (p.remote, p.segments.iter().map(|s| (s.offset, s.len)).collect::<Vec<_>>())).collect();
+        let data = [
+            DataBlock { offset: 100, len: 4096 },
+            DataBlock { offset: 9000, len: 8192 },
+            DataBlock { offset: 50000, len: 4096 },
+        ];
+        let pieces: Vec<_> = pair(&segments, &data, 4096)
+            .map(|p| (p.remote, p.segments.iter().map(|s| (s.offset, s.len)).collect::<Vec<_>>()))
+            .collect();
         assert_eq!(pieces, [(9000, vec![(0, 8192)]), (50000, vec![(40960, 4096)])]);
-        let pieces: Vec<_> = pair(&segments[..1], &data, 0).map(|p| (p.remote, p.segments[0].offset, p.segments[0].len)).collect();
+        let pieces: Vec<_> =
+            pair(&segments[..1], &data, 0).map(|p| (p.remote, p.segments[0].offset, p.segments[0].len)).collect();
         assert_eq!(pieces, [(100, 0, 4096), (9000, 4096, 4096)]);
     }
 }

@@ -98,7 +98,10 @@ impl<D: Device, P: Provider> Target<D, P> {
     pub fn new(handle: &Handle, provider: P, config: TargetConfig, cache: Cache<D, P>) -> Result<Self, ResourceError> {
         // Sessions that are being closed hold their VI a while longer.
         let vis_max = config.sessions * 2;
-        let endpoint = Endpoint::new(provider, EndpointConfig { vis_max, depth: config.depth * 2, tag: HOST_TAG, remote_access: RemoteAccess::default() })?;
+        let endpoint = Endpoint::new(
+            provider,
+            EndpointConfig { vis_max, depth: config.depth * 2, tag: HOST_TAG, remote_access: RemoteAccess::default() },
+        )?;
         let target = Self {
             inner: Rc::new(Inner {
                 handle: handle.clone(),
@@ -194,7 +197,8 @@ impl<D: Device, P: Provider> Target<D, P> {
             let mut drained = true;
             while drained && inner.sessions.borrow().iter().any(|session| session.request.host == asked.host) {
                 let seen = inner.changed.generation();
-                drained = !older.is_empty() && inner.handle.timeout_at(deadline, inner.changed.changed_since(seen)).await.is_ok();
+                drained = !older.is_empty()
+                    && inner.handle.timeout_at(deadline, inner.changed.changed_since(seen)).await.is_ok();
             }
             if !drained || !self.accept(request, asked) {
                 let _ = inner.endpoint.provider().reject(request, &[]);
@@ -208,9 +212,14 @@ impl<D: Device, P: Provider> Target<D, P> {
             return false;
         }
         let Ok(vi) = inner.endpoint.open() else { return false };
-        let session = Session { vi, request: asked, region: RegionHandle::from_key(asked.region), active: 0, closed: false };
+        let session =
+            Session { vi, request: asked, region: RegionHandle::from_key(asked.region), active: 0, closed: false };
         inner.sessions.borrow_mut().push(session);
-        let answer = ConnectAnswer { director: inner.config.director, depth: inner.config.depth, incarnation: inner.config.incarnation };
+        let answer = ConnectAnswer {
+            director: inner.config.director,
+            depth: inner.config.depth,
+            incarnation: inner.config.incarnation,
+        };
         let accepted = inner.endpoint.provider().accept(request, vi, &answer.encode()).is_ok();
         if !accepted {
             self.close(vi);
@@ -275,7 +284,12 @@ impl<D: Device, P: Provider> Target<D, P> {
         }
     }
 
-    async fn perform(&self, session: &Session, capsule: &CommandCapsule, command: HostCommand) -> Result<(), CacheError> {
+    async fn perform(
+        &self,
+        session: &Session,
+        capsule: &CommandCapsule,
+        command: HostCommand,
+    ) -> Result<(), CacheError> {
         let inner = &*self.inner;
         let deadline = inner.handle.now() + inner.config.command_deadline;
         match command {
@@ -283,7 +297,9 @@ impl<D: Device, P: Provider> Target<D, P> {
             HostCommand::Write { lba, blocks, fua } => {
                 let origin = session.request.host.0;
                 // More distance than the host library keeps: it would outgrow what is remembered about it.
-                if capsule.oldest > capsule.sequence || capsule.sequence - capsule.oldest >= u64::from(session.request.depth) * 4 {
+                if capsule.oldest > capsule.sequence
+                    || capsule.sequence - capsule.oldest >= u64::from(session.request.depth) * 4
+                {
                     return Err(CacheError::Credits);
                 }
                 self.each_part(session, capsule, lba, blocks, deadline, Some(origin)).await?;

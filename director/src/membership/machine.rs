@@ -179,7 +179,10 @@ enum Registry {
     Reading,
     Changing(PairRecord),
     /// A change whose outcome is unknown; the record is being read again.
-    Unknown { proposal: PairRecord, reading: bool },
+    Unknown {
+        proposal: PairRecord,
+        reading: bool,
+    },
 }
 
 /// The membership of one director incarnation.
@@ -229,7 +232,9 @@ impl Machine {
     pub fn epoch(&self) -> Epoch {
         let member = match self.state {
             // A partner says that it is a member when it is one in every respect; a home at once, so that the partner learns of it.
-            State::Both { stage: BothStage::Registering { .. }, .. } => self.record.is_some_and(|record| self.is_home(&record)),
+            State::Both { stage: BothStage::Registering { .. }, .. } => {
+                self.record.is_some_and(|record| self.is_home(&record))
+            }
             State::Joining | State::Lost | State::Restarting => false,
             State::Both { .. } | State::Deciding | State::TakingOver { .. } | State::Solo { .. } => true,
         };
@@ -266,7 +271,9 @@ impl Machine {
     pub fn state_name(&self) -> &'static str {
         match self.state {
             State::Joining => "joining",
-            State::Both { stage: BothStage::Registering { .. } | BothStage::Awaiting | BothStage::Welcoming, .. } => "both, forming",
+            State::Both {
+                stage: BothStage::Registering { .. } | BothStage::Awaiting | BothStage::Welcoming, ..
+            } => "both, forming",
             State::Both { stage: BothStage::Whole, .. } => "both",
             State::Deciding => "deciding",
             State::TakingOver { .. } => "taking over",
@@ -352,7 +359,9 @@ impl Machine {
                 }
             }
             Event::ActionFailed => match &mut self.state {
-                State::TakingOver { working } | State::Both { stage: BothStage::Registering { working }, .. } => *working = false,
+                State::TakingOver { working } | State::Both { stage: BothStage::Registering { working }, .. } => {
+                    *working = false
+                }
                 State::Both { stage: stage @ BothStage::Welcoming, .. } => *stage = BothStage::Awaiting,
                 _ => {}
             },
@@ -378,7 +387,10 @@ impl Machine {
     fn tick(&mut self, now: Time, actions: &mut Actions) {
         if self.link.is_some() && now >= self.heartbeat_due {
             self.heartbeat_due = now + self.timing.heartbeat;
-            push(actions, Action::Send(PeerMessage::Heartbeat { from: self.incarnation, epoch: self.epoch(), stamp: now }));
+            push(
+                actions,
+                Action::Send(PeerMessage::Heartbeat { from: self.incarnation, epoch: self.epoch(), stamp: now }),
+            );
         }
         if let Registry::Unknown { proposal, reading: false } = self.registry {
             self.registry = Registry::Unknown { proposal, reading: true };
@@ -393,7 +405,10 @@ impl Machine {
                 }
             }
             State::Both { stage, heard, granted_until } => {
-                if self.misses_partner(now, heard) && (now >= granted_until || is_active(Mutation::DecideWithoutWaiting)) && self.registry == Registry::Idle {
+                if self.misses_partner(now, heard)
+                    && (now >= granted_until || is_active(Mutation::DecideWithoutWaiting))
+                    && self.registry == Registry::Idle
+                {
                     self.state = State::Deciding;
                     self.stop(actions, Regime::Undecided);
                     self.change(actions, |record, me| {
@@ -409,7 +424,9 @@ impl Machine {
                 self.state = State::TakingOver { working: true };
                 push(actions, Action::TakeOver(self.epoch()));
             }
-            State::Solo { stage: SoloStage::Settled } if self.link.is_some() && self.partner_fresh && self.registry == Registry::Idle => {
+            State::Solo { stage: SoloStage::Settled }
+                if self.link.is_some() && self.partner_fresh && self.registry == Registry::Idle =>
+            {
                 self.state = State::Solo { stage: SoloStage::Quiescing };
                 push(actions, Action::SetRegime(Regime::Undecided));
                 push(actions, Action::Quiesce);
@@ -453,7 +470,9 @@ impl Machine {
                     }
                     PeerMessage::Heartbeat { .. } => {}
                     // A grant answers a heartbeat of ours: a stamp from the future is nonsense.
-                    PeerMessage::Grant { .. } if stamp <= now => push(actions, Action::SetLease(stamp + self.timing.lease)),
+                    PeerMessage::Grant { .. } if stamp <= now => {
+                        push(actions, Action::SetLease(stamp + self.timing.lease))
+                    }
                     PeerMessage::Grant { .. } => {}
                 }
             }
@@ -473,7 +492,11 @@ impl Machine {
     /// Both fresh: director A forms the pair, if nothing is lost by it (PROTOCOLS 4.6).
     fn consider_forming(&mut self, actions: &mut Actions) {
         let (Some(record), Some(partner)) = (self.record, self.link) else { return };
-        if self.me != DirectorId::A || self.registry != Registry::Idle || !self.partner_fresh || record.member(DirectorId::B) == partner {
+        if self.me != DirectorId::A
+            || self.registry != Registry::Idle
+            || !self.partner_fresh
+            || record.member(DirectorId::B) == partner
+        {
             return;
         }
         match record.state {
@@ -488,7 +511,9 @@ impl Machine {
     fn read(&mut self, now: Time, record: PairRecord, actions: &mut Actions) {
         match std::mem::replace(&mut self.registry, Registry::Idle) {
             Registry::Reading => self.learn(now, record, actions),
-            Registry::Unknown { proposal, .. } if record.nonce == proposal.nonce => self.change_won(now, proposal, actions),
+            Registry::Unknown { proposal, .. } if record.nonce == proposal.nonce => {
+                self.change_won(now, proposal, actions)
+            }
             Registry::Unknown { proposal, .. } if Some(record) == self.record => {
                 // Not made (yet): asking for the same again cannot make it twice.
                 self.registry = Registry::Changing(proposal);
@@ -514,7 +539,11 @@ impl Machine {
                 let named = record.member(self.me) == self.incarnation;
                 if let (true, PairState::Both { home }) = (named, record.state) {
                     assert_eq!(home, self.me.partner(), "a home learns that it is one from its own change");
-                    self.state = State::Both { stage: BothStage::Registering { working: false }, heard: now, granted_until: now };
+                    self.state = State::Both {
+                        stage: BothStage::Registering { working: false },
+                        heard: now,
+                        granted_until: now,
+                    };
                     self.tick(now, actions);
                 } else if named {
                     // It was a member and did not live to see it: the partner went on without it.
@@ -525,15 +554,18 @@ impl Machine {
                 }
             }
             State::Lost => {
-                let needed = matches!(record.state, PairState::Solo { settled: false, .. }) || record.member(self.me) == self.incarnation && {
-                    matches!(record.state, PairState::Both { .. })
-                };
+                let needed = matches!(record.state, PairState::Solo { settled: false, .. })
+                    || record.member(self.me) == self.incarnation && { matches!(record.state, PairState::Both { .. }) };
                 if !needed {
                     self.state = State::Restarting;
                     push(actions, Action::Restart);
                 }
             }
-            State::Both { .. } | State::Deciding | State::TakingOver { .. } | State::Solo { .. } | State::Restarting => {}
+            State::Both { .. }
+            | State::Deciding
+            | State::TakingOver { .. }
+            | State::Solo { .. }
+            | State::Restarting => {}
         }
     }
 
@@ -542,7 +574,8 @@ impl Machine {
         match self.state {
             State::Joining | State::Solo { stage: SoloStage::Admitting } => {
                 self.stranger = false;
-                self.state = State::Both { stage: BothStage::Registering { working: false }, heard: now, granted_until: now };
+                self.state =
+                    State::Both { stage: BothStage::Registering { working: false }, heard: now, granted_until: now };
                 self.heartbeat_due = now;
                 push(actions, Action::SetRegime(Regime::Undecided));
                 // A lease that an earlier partner granted says nothing about this one.
@@ -554,7 +587,9 @@ impl Machine {
                 self.tick(now, actions);
             }
             State::Solo { stage: SoloStage::Settling } => self.state = State::Solo { stage: SoloStage::Settled },
-            State::Solo { .. } | State::Both { .. } | State::TakingOver { .. } => unreachable!("no change is asked for in {:?}", self.state),
+            State::Solo { .. } | State::Both { .. } | State::TakingOver { .. } => {
+                unreachable!("no change is asked for in {:?}", self.state)
+            }
             // Fenced while the change was under way: somebody took over from the record that we wrote.
             State::Lost | State::Restarting => {}
         }

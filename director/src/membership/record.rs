@@ -164,7 +164,12 @@ impl PairRecord {
             3 => PairState::Solo { holder: director, settled: true },
             _ => return Err(BadRecord),
         };
-        Ok(Self { epoch: Epoch(long(8)), state, members: [Incarnation(word(16)), Incarnation(word(20))], nonce: long(24) })
+        Ok(Self {
+            epoch: Epoch(long(8)),
+            state,
+            members: [Incarnation(word(16)), Incarnation(word(20))],
+            nonce: long(24),
+        })
     }
 }
 

@@ -24,7 +24,9 @@ use dyad_cache::{Authority, Cache, MirrorArea, Regime};
 use dyad_frontend::vi::HOST_TAG;
 use dyad_frontend::{Target, TargetConfig};
 use dyad_matrix::endpoint::{Endpoint, EndpointConfig};
-use dyad_matrix::provider::{self, Discriminator, NetAddress, ProtectionTag, RegionHandle, RemoteAccess, ResourceError};
+use dyad_matrix::provider::{
+    self, Discriminator, NetAddress, ProtectionTag, RegionHandle, RemoteAccess, ResourceError,
+};
 use dyad_matrix::{Memory, Provider};
 use dyad_nvme::types::{BlockCount, Lba};
 use dyad_reactor::executor::Handle;
@@ -165,7 +167,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             // A host keeps its numbers within four times its depth, and a command has at most two parts.
             outcomes_per_host: usize::from(config.host_depth) * 4 * 2,
         };
-        let cache = Cache::new(handle.clone(), cache_config, authority.clone(), frames, group.clone(), &[config.volume]);
+        let cache =
+            Cache::new(handle.clone(), cache_config, authority.clone(), frames, group.clone(), &[config.volume]);
         let target_config = TargetConfig {
             director: config.me.index(),
             incarnation: config.incarnation.0,
@@ -247,7 +250,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
     /// It serves hosts now.
     #[must_use]
     pub fn serves(&self) -> bool {
-        self.inner.machine.borrow().serves() && !matches!(self.inner.authority.regime(), Regime::Elsewhere | Regime::Undecided)
+        self.inner.machine.borrow().serves()
+            && !matches!(self.inner.authority.regime(), Regime::Elsewhere | Regime::Undecided)
     }
 
     /// How it serves.
@@ -358,11 +362,17 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         loop {
             let event = poll_fn(|cx| inner.world.provider.poll_event(cx)).await;
             match event {
-                provider::Event::Requested { request, discriminator: HOST_SERVICE, private_data } => inner.target.requested(request, &private_data),
-                provider::Event::Requested { request, discriminator, private_data } => self.peer_requested(request, discriminator, &private_data),
+                provider::Event::Requested { request, discriminator: HOST_SERVICE, private_data } => {
+                    inner.target.requested(request, &private_data)
+                }
+                provider::Event::Requested { request, discriminator, private_data } => {
+                    self.peer_requested(request, discriminator, &private_data)
+                }
                 provider::Event::Broken { vi, .. } if inner.target.broken(vi) => {}
                 provider::Event::Broken { vi, .. } if self.is_peer(vi) => self.close_peer(),
-                provider::Event::Established { .. } | provider::Event::Refused { .. } | provider::Event::Broken { .. } => {
+                provider::Event::Established { .. }
+                | provider::Event::Refused { .. }
+                | provider::Event::Broken { .. } => {
                     if self.peer_established(&event) {
                         continue;
                     }

@@ -91,7 +91,11 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     fn revoke_region(&self, area: &mut Area) {
         if !std::mem::replace(&mut area.revoked, true) {
-            self.inner.world.provider.revoke(Revocable::Region(area.region)).expect("a region that was not revoked is registered");
+            self.inner
+                .world
+                .provider
+                .revoke(Revocable::Region(area.region))
+                .expect("a region that was not revoked is registered");
         }
     }
 
@@ -109,7 +113,13 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         }
         let config = &inner.config;
         let region = place.as_ref()?.region;
-        Some(Hello { director: config.me, incarnation: config.incarnation, array: config.array, region, frames: config.mirror_frames })
+        Some(Hello {
+            director: config.me,
+            incarnation: config.incarnation,
+            array: config.array,
+            region,
+            frames: config.mirror_frames,
+        })
     }
 
     /// Somebody asks for one of the partner's services.
@@ -126,7 +136,10 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     fn accept_membership(&self, request: RequestId, hello: Hello) -> bool {
         let inner = &*self.inner;
-        if hello.array != inner.config.array || hello.director != inner.config.me.partner() || inner.config.me == DirectorId::A {
+        if hello.array != inner.config.array
+            || hello.director != inner.config.me.partner()
+            || inner.config.me == DirectorId::A
+        {
             return false;
         }
         self.event(Event::PartnerSeen(hello.incarnation));
@@ -136,7 +149,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         }
         let Some(ours) = self.hello() else { return false };
         let Ok(vi) = inner.endpoint.open() else { return false };
-        *inner.peer.borrow_mut() = Some(Peer { hello, membership: vi, membership_up: false, mirror: None, mirror_up: false, up: false });
+        *inner.peer.borrow_mut() =
+            Some(Peer { hello, membership: vi, membership_up: false, mirror: None, mirror_up: false, up: false });
         self.accept(request, vi, ours)
     }
 
@@ -144,7 +158,9 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         let inner = &*self.inner;
         let Some(ours) = self.hello() else { return false };
         let mut place = inner.peer.borrow_mut();
-        let Some(peer) = place.as_mut().filter(|peer| peer.hello == hello && peer.mirror.is_none()) else { return false };
+        let Some(peer) = place.as_mut().filter(|peer| peer.hello == hello && peer.mirror.is_none()) else {
+            return false;
+        };
         let Ok(vi) = inner.endpoint.open() else { return false };
         peer.mirror = Some(vi);
         drop(place);
@@ -217,7 +233,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             self.start_close(mirror);
             return false;
         }
-        *inner.peer.borrow_mut() = Some(Peer { hello, membership, membership_up: true, mirror: Some(mirror), mirror_up: true, up: true });
+        *inner.peer.borrow_mut() =
+            Some(Peer { hello, membership, membership_up: true, mirror: Some(mirror), mirror_up: true, up: true });
         self.link_up(hello.incarnation);
         true
     }
@@ -236,7 +253,11 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
                     }
                     break;
                 }
-                Ok(provider::Event::Refused { vi: refused, .. } | provider::Event::Broken { vi: refused, .. }) if refused == vi => break,
+                Ok(provider::Event::Refused { vi: refused, .. } | provider::Event::Broken { vi: refused, .. })
+                    if refused == vi =>
+                {
+                    break;
+                }
                 Ok(_) => {}
                 Err(_) => break,
             }
@@ -295,4 +316,3 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         inner.endpoint.try_send(vi, &Record::Answer(answer).encode(tag)).is_ok()
     }
 }
-

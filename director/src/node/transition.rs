@@ -74,7 +74,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         let versioned = inner.world.registry.get(&pair_key()).await.ok()?;
         let revision = versioned.as_ref().map(|versioned| versioned.revision);
         // A damaged record is as good as none that answers: nothing is served.
-        let record = versioned.map_or(Ok(PairRecord::initial()), |versioned| PairRecord::decode(&versioned.value)).ok()?;
+        let record =
+            versioned.map_or(Ok(PairRecord::initial()), |versioned| PairRecord::decode(&versioned.value)).ok()?;
         *inner.known.borrow_mut() = KnownRecord { record: Some(record), revision };
         Some(record)
     }

@@ -41,7 +41,9 @@ impl Volume for FileVolume {
         self.check(at, frames.len())?;
         let mut bytes = [0; FRAME_BYTES];
         for (index, block) in (at.0..).enumerate().take(frames.len()) {
-            self.file.read_exact_at(&mut bytes, block * FRAME_BYTES as u64).map_err(|error| VolumeError::File(error.kind()))?;
+            self.file
+                .read_exact_at(&mut bytes, block * FRAME_BYTES as u64)
+                .map_err(|error| VolumeError::File(error.kind()))?;
             frames.write(index, &bytes);
         }
         Ok(frames)
@@ -52,7 +54,9 @@ impl Volume for FileVolume {
         let mut bytes = [0; FRAME_BYTES];
         for (index, block) in (at.0..).enumerate().take(frames.len()) {
             frames.read(index, &mut bytes);
-            self.file.write_all_at(&bytes, block * FRAME_BYTES as u64).map_err(|error| VolumeError::File(error.kind()))?;
+            self.file
+                .write_all_at(&bytes, block * FRAME_BYTES as u64)
+                .map_err(|error| VolumeError::File(error.kind()))?;
         }
         Ok(())
     }

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use dyad_matrix::endpoint::{Endpoint, EndpointConfig};
 use dyad_matrix::frames::{FramePool, Pinned};
-use dyad_matrix::provider::{BrokenReason, Event, NetAddress, ProtectionTag, RegionHandle, RemoteAccess, ResourceError, ViId};
+use dyad_matrix::provider::{
+    BrokenReason, Event, NetAddress, ProtectionTag, RegionHandle, RemoteAccess, ResourceError, ViId,
+};
 use dyad_matrix::{Memory, Provider};
 use dyad_nvme::capsule::{CommandCapsule, ConnectAnswer, ConnectRequest, DataBlock, DataBlocks};
 use dyad_nvme::identify::{IDENTIFY_BYTES, IdentifyNamespace, cns};
@@ -126,7 +128,10 @@ impl<P: Provider> Initiator<P> {
         let remote_access = RemoteAccess { write: true, read: true };
         let region = provider.register(&memory, TAG, remote_access)?;
         // One VI in use, one being closed, one being opened; twice the depth for receives that wait to be taken.
-        let endpoint = Endpoint::new(provider, EndpointConfig { vis_max: 4, depth: config.depth.max(2) * 2, tag: TAG, remote_access })?;
+        let endpoint = Endpoint::new(
+            provider,
+            EndpointConfig { vis_max: 4, depth: config.depth.max(2) * 2, tag: TAG, remote_access },
+        )?;
         let depth = usize::from(config.depth);
         let inner = Rc::new(Inner {
             handle: handle.clone(),
@@ -190,7 +195,11 @@ impl<P: Provider> Initiator<P> {
             if let Some(frames) = inner.pool.try_take(count, 0) {
                 return Ok(frames);
             }
-            inner.handle.timeout_at(deadline, inner.pool.freed().changed_since(seen)).await.map_err(|_| VolumeError::TimedOut)?;
+            inner
+                .handle
+                .timeout_at(deadline, inner.pool.freed().changed_since(seen))
+                .await
+                .map_err(|_| VolumeError::TimedOut)?;
         }
     }
 
@@ -198,14 +207,17 @@ impl<P: Provider> Initiator<P> {
     async fn execute(&self, command: SubmissionEntry, frames: Pinned, reads: bool) -> Result<Pinned, VolumeError> {
         let inner = &*self.inner;
         let deadline = inner.handle.now() + inner.config.command_timeout;
-        let _slot = inner.handle.timeout_at(deadline, inner.slots.acquire(1)).await.map_err(|_| VolumeError::TimedOut)?;
+        let _slot =
+            inner.handle.timeout_at(deadline, inner.slots.acquire(1)).await.map_err(|_| VolumeError::TimedOut)?;
         let number = Number::take(inner, deadline).await?;
         let mut frames = frames;
         loop {
             let path = self.wait_for_path(deadline).await?;
             match self.attempt(path, command, number.0, &frames, deadline).await {
                 Attempt::Answered(answer) if answer.status().is_success() => return Ok(frames),
-                Attempt::Answered(answer) if answer.status().kind() != StatusType::Path => return Err(VolumeError::Status(answer.status())),
+                Attempt::Answered(answer) if answer.status().kind() != StatusType::Path => {
+                    return Err(VolumeError::Status(answer.status()));
+                }
                 Attempt::Answered(_) | Attempt::Silent => self.give_up(path.vi),
                 Attempt::Lost => {}
             }
@@ -222,13 +234,22 @@ impl<P: Provider> Initiator<P> {
         }
     }
 
-    async fn attempt(&self, path: Path, command: SubmissionEntry, number: u64, frames: &Pinned, deadline: Time) -> Attempt {
+    async fn attempt(
+        &self,
+        path: Path,
+        command: SubmissionEntry,
+        number: u64,
+        frames: &Pinned,
+        deadline: Time,
+    ) -> Attempt {
         let inner = &*self.inner;
         let Some(pending) = inner.replies.reserve() else { return Attempt::Lost };
         let Some(place) = inner.in_flight.borrow().iter().position(Option::is_none) else { return Attempt::Lost };
-        inner.in_flight.borrow_mut()[place] = Some(InFlight { vi: path.vi, ticket: pending.ticket(), frames: Some(frames.again()) });
+        inner.in_flight.borrow_mut()[place] =
+            Some(InFlight { vi: path.vi, ticket: pending.ticket(), frames: Some(frames.again()) });
 
-        let data: DataBlocks = frames.segments().iter().map(|segment| DataBlock { offset: segment.offset, len: segment.len }).collect();
+        let data: DataBlocks =
+            frames.segments().iter().map(|segment| DataBlock { offset: segment.offset, len: segment.len }).collect();
         let cid = CommandId(u16::try_from(place).expect("the table is small"));
         let oldest = inner.outstanding.borrow().iter().copied().min().unwrap_or(number);
         let capsule = CommandCapsule { command: command.with_command(cid), sequence: number, oldest, data };
@@ -251,7 +272,11 @@ impl<P: Provider> Initiator<P> {
             if let Some(path) = inner.path.get() {
                 return Ok(path);
             }
-            inner.handle.timeout_at(deadline, inner.path_changed.changed_since(seen)).await.map_err(|_| VolumeError::TimedOut)?;
+            inner
+                .handle
+                .timeout_at(deadline, inner.path_changed.changed_since(seen))
+                .await
+                .map_err(|_| VolumeError::TimedOut)?;
         }
     }
 
@@ -262,7 +287,11 @@ impl<P: Provider> Initiator<P> {
             if inner.path.get() != Some(path) {
                 return Ok(());
             }
-            inner.handle.timeout_at(deadline, inner.path_changed.changed_since(seen)).await.map_err(|_| VolumeError::TimedOut)?;
+            inner
+                .handle
+                .timeout_at(deadline, inner.path_changed.changed_since(seen))
+                .await
+                .map_err(|_| VolumeError::TimedOut)?;
         }
     }
 
@@ -327,7 +356,10 @@ impl<P: Provider> Initiator<P> {
                 inner.handle.sleep(inner.config.retry_delay).await;
                 continue;
             };
-            inner.quarantine.borrow_mut().retain(|old| (old.path.index, old.path.incarnation) != (path.index, path.incarnation));
+            inner
+                .quarantine
+                .borrow_mut()
+                .retain(|old| (old.path.index, old.path.incarnation) != (path.index, path.incarnation));
             self.count(|counters| counters.sessions += 1);
             inner.path.set(Some(path));
             inner.path_changed.notify_all();
@@ -342,7 +374,12 @@ impl<P: Provider> Initiator<P> {
     async fn connect(&self, index: usize, generation: u64) -> Option<Path> {
         let inner = &*self.inner;
         let vi = inner.endpoint.open().ok()?;
-        let request = ConnectRequest { host: inner.config.host, generation, region: inner.region.to_key(), depth: inner.config.depth };
+        let request = ConnectRequest {
+            host: inner.config.host,
+            generation,
+            region: inner.region.to_key(),
+            depth: inner.config.depth,
+        };
         let timeout = inner.config.connect_timeout;
         let asked = inner.endpoint.provider().connect(vi, &inner.config.paths[index], &request.encode(), timeout);
         let deadline = inner.handle.now() + timeout * 2;
@@ -392,7 +429,11 @@ impl<'a, P> Number<'a, P> {
                 inner.outstanding.borrow_mut().push(number);
                 return Ok(Self(number, inner));
             }
-            inner.handle.timeout_at(deadline, inner.answered.changed_since(seen)).await.map_err(|_| VolumeError::TimedOut)?;
+            inner
+                .handle
+                .timeout_at(deadline, inner.answered.changed_since(seen))
+                .await
+                .map_err(|_| VolumeError::TimedOut)?;
         }
     }
 }

@@ -1,0 +1,173 @@
+//! The processes of the demo: the shelf and two directors, started, watched, killed and started again.
+
+use std::io::{self, BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use crate::layout::ArrayDir;
+use crate::membership::DirectorId;
+use crate::process::StatusLine;
+
+/// Exit status of a director that wants to be started again.
+pub const EXIT_FRESH: u8 = 75;
+
+/// Longer than anything here takes on an idle machine, ten times over.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+enum Word {
+    Status(DirectorId, u32, StatusLine),
+    Ended(DirectorId, u32),
+}
+
+struct Running {
+    child: Child,
+    status: StatusLine,
+    start: u32,
+}
+
+/// The processes of one array on this host. They end with this.
+pub struct Processes {
+    array: ArrayDir,
+    program: PathBuf,
+    shelf: Option<Child>,
+    directors: [Option<Running>; 2],
+    words: (Sender<Word>, Receiver<Word>),
+    starts: u32,
+}
+
+impl Processes {
+    /// Nothing runs yet.
+    ///
+    /// # Errors
+    /// When the running program cannot be found.
+    pub fn new(array: ArrayDir) -> io::Result<Self> {
+        Ok(Self {
+            array,
+            program: std::env::current_exe()?,
+            shelf: None,
+            directors: [None, None],
+            words: channel(),
+            starts: 0,
+        })
+    }
+
+    /// Starts the shelf and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn start_shelf(&mut self) -> io::Result<()> {
+        let mut child = self.command("shelf").spawn()?;
+        let mut line = String::new();
+        let said = BufReader::new(child.stdout.take().expect("the output is piped")).read_line(&mut line)?;
+        self.shelf = Some(child);
+        if said == 0 { Err(io::Error::other("the shelf did not start")) } else { Ok(()) }
+    }
+
+    /// Starts a fresh incarnation of a director.
+    ///
+    /// # Errors
+    /// When the process cannot be made.
+    pub fn start(&mut self, me: DirectorId) -> io::Result<()> {
+        let mut child = self.command("director").arg(if me == DirectorId::A { "a" } else { "b" }).spawn()?;
+        let output = BufReader::new(child.stdout.take().expect("the output is piped"));
+        self.starts += 1;
+        let (words, start) = (self.words.0.clone(), self.starts);
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if let Some(status) = StatusLine::parse(&line) {
+                    let _ = words.send(Word::Status(me, start, status));
+                }
+            }
+            let _ = words.send(Word::Ended(me, start));
+        });
+        self.directors[place(me)] = Some(Running { child, status: StatusLine::default(), start });
+        Ok(())
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn kill(&mut self, me: DirectorId) -> io::Result<()> {
+        let mut running =
+            self.directors[place(me)].take().ok_or_else(|| io::Error::other("this director does not run"))?;
+        running.child.kill()?;
+        running.child.wait().map(|_| ())
+    }
+
+    /// The process number of a director.
+    #[must_use]
+    pub fn pid(&self, me: DirectorId) -> Option<u32> {
+        self.directors[place(me)].as_ref().map(|running| running.child.id())
+    }
+
+    /// The last that a director said of itself.
+    #[must_use]
+    pub fn status(&self, me: DirectorId) -> Option<&StatusLine> {
+        self.directors[place(me)].as_ref().map(|running| &running.status)
+    }
+
+    /// Waits until `ready`; directors that want to begin anew are started again meanwhile.
+    ///
+    /// # Errors
+    /// When a director ends otherwise, or it takes longer than [`PATIENCE`].
+    pub fn wait_until(&mut self, what: &str, ready: impl Fn(&Self) -> bool) -> io::Result<()> {
+        while !ready(self) {
+            match self.words.1.recv_timeout(PATIENCE) {
+                Ok(word) => self.hear(word)?,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("{what}: not within {} s", PATIENCE.as_secs()),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, word: Word) -> io::Result<()> {
+        match word {
+            Word::Status(me, start, status) => {
+                if let Some(running) = self.directors[place(me)].as_mut().filter(|running| running.start == start) {
+                    running.status = status;
+                }
+            }
+            Word::Ended(me, start) => {
+                let Some(mut running) = self.directors[place(me)].take_if(|running| running.start == start) else {
+                    return Ok(());
+                };
+                let exit = running.child.wait()?;
+                if exit.code() != Some(i32::from(EXIT_FRESH)) {
+                    return Err(io::Error::other(format!("director {me:?} ended: {exit}")));
+                }
+                self.start(me)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&self, what: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(what).arg("--dir").arg(self.array.path()).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        let directors = self.directors.iter_mut().flatten().map(|running| &mut running.child);
+        for child in directors.chain(self.shelf.as_mut()) {
+            // They may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn place(me: DirectorId) -> usize {
+    usize::from(me.index())
+}
