@@ -6,10 +6,18 @@ use dyad_backend::bench;
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some("serve") {
-        let directory = arguments.next().expect("the directory of the sockets");
-        bench::serve(directory.as_ref()).expect("the shelf serves");
-        return;
+    match arguments.next().as_deref() {
+        Some("serve") => {
+            let directory = arguments.next().expect("the directory of the sockets");
+            return bench::serve(directory.as_ref()).expect("the shelf serves");
+        }
+        // For callgrind: so many commands without data, in one thread.
+        Some("count") => {
+            let commands = arguments.next().and_then(|n| n.parse().ok()).expect("a number of commands");
+            let outcome = bench::Emulated::null().and_then(|mut null| null.run(commands)).expect("commands");
+            return println!("{} commands", outcome.commands);
+        }
+        _ => {}
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut shelf = Command::new(std::env::current_exe().expect("this program has a name"));

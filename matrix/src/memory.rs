@@ -432,6 +432,15 @@ impl Memory {
         Ok(())
     }
 
+    /// Hints that the bytes from `offset` on will be read soon; a hint outside the memory is ignored.
+    #[inline]
+    pub fn prefetch(&self, offset: u64) {
+        if let Ok(from) = self.check(offset, 1) {
+            // SAFETY: the byte is mapped.
+            unsafe { bytes::prefetch(from.as_ptr()) };
+        }
+    }
+
     /// [`Self::read`] without counting: for bytes that are looked at, not moved on.
     pub(crate) fn look(&self, offset: u64, target: &mut [u8]) -> Result<(), RangeError> {
         let from = self.check(offset, target.len() as u64)?;

@@ -67,6 +67,8 @@ impl Default for SubmissionEntry {
 impl SubmissionEntry {
     /// Size on the wire.
     pub const BYTES: usize = 64;
+    /// The same in words of 8 bytes.
+    pub const WORDS: usize = Self::BYTES / 8;
 
     /// An entry with nothing but an opcode and a namespace.
     #[must_use]
@@ -320,6 +322,24 @@ impl SubmissionEntry {
     #[inline]
     pub const fn to_bytes(self) -> [u8; Self::BYTES] {
         self.0
+    }
+
+    /// The entry in these words, as a ring in memory has them.
+    #[must_use]
+    #[inline]
+    pub fn from_words(words: [u64; Self::WORDS]) -> Self {
+        let mut entry = Self::default();
+        for (index, word) in words.into_iter().enumerate() {
+            bytes::put(&mut entry.0, 8 * index, &word.to_le_bytes());
+        }
+        entry
+    }
+
+    /// The words, as a ring in memory has them.
+    #[must_use]
+    #[inline]
+    pub fn to_words(&self) -> [u64; Self::WORDS] {
+        std::array::from_fn(|index| bytes::u64_at(&self.0, 8 * index))
     }
 
     /// The bytes of the wire, in place.

@@ -43,6 +43,13 @@ impl CompletionEntry {
         entry
     }
 
+    /// The two words, as a ring in memory has them.
+    #[must_use]
+    #[inline]
+    pub fn to_words(self) -> (u64, u64) {
+        (bytes::u64_at(&self.0, 0), bytes::u64_at(&self.0, 8))
+    }
+
     /// The bytes of the wire.
     #[must_use]
     #[inline]

@@ -8,6 +8,7 @@ use dyad_matrix::memory::copy;
 use dyad_nvme::types::BlockCount;
 use dyad_reactor::{BootClock, Clock, Executor, Rng, SeededRng, Time};
 
+use super::figures::Figures;
 use super::load::{Load, Outcome};
 use super::{BenchError, executor};
 use crate::driver::{Driver, block_on};
@@ -15,14 +16,33 @@ use crate::emulator::{
     BlockFormat, EmulatedFunction, Media, MemoryMedia, NamespaceConfig, NullMedia, Subsystem, SubsystemConfig,
 };
 
-/// Commands of one sample.
-pub(super) const COMMANDS: u64 = 2_000_000;
+/// Commands of one slice. Slices of what is compared take turns, so that whatever else the machine does meets them alike.
+const SLICE: u64 = 50_000;
+
+/// Slices of one sample.
+const SLICES: usize = 20;
 
 /// Commands outstanding.
 const DEPTH: u32 = 128;
 
 /// Bytes of the device in memory: more than any cache holds.
 pub(super) const RAM_BYTES: usize = 1 << 30;
+
+/// One sample of everything in this room. The path with data is to take no longer than the bare copy and the path without data, and a little (DESIGN 8).
+pub(super) fn measure(null: &mut Emulated, ram: &mut Emulated, figures: &mut Figures) -> Result<(), BenchError> {
+    let mut sums = [Outcome::default(); 3];
+    for _ in 0..SLICES {
+        let slice = [null.run(SLICE)?, ram.bare_copies(SLICE), ram.run(SLICE)?];
+        sums.iter_mut().zip(slice).for_each(|(sum, outcome)| *sum += outcome);
+    }
+    let [without, copies, with] = sums;
+    figures.add_rate("emulator.null.read.4096.qd128.iops", without);
+    figures.add_rate("emulator.bare_copy.4096.per_s", copies);
+    figures.add_rate("emulator.ram.read.4096.qd128.iops", with);
+    let parts = without.took + copies.took;
+    figures.add("emulator.ram.over_bare_copy_plus_null", "x", with.took.as_secs_f64() / parts.as_secs_f64());
+    Ok(())
+}
 
 /// A driver, its device, and lanes that keep it busy.
 #[derive(Debug)]

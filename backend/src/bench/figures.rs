@@ -15,7 +15,7 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    fn add(&mut self, name: &'static str, unit: &'static str, value: f64) {
+    pub(super) fn add(&mut self, name: &'static str, unit: &'static str, value: f64) {
         self.samples.entry(name).or_insert((unit, Vec::new())).1.push(value);
     }
 

@@ -13,7 +13,7 @@ use super::figures::to_f64;
 use crate::device::{Device, DeviceError, Io, SubmitError};
 
 /// What was done.
-#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+#[derive(Debug, Copy, Clone, PartialEq, Eq, Default)]
 pub struct Outcome {
     /// Commands.
     pub commands: u64,
@@ -26,6 +26,13 @@ impl Outcome {
     #[must_use]
     pub fn per_second(&self) -> f64 {
         to_f64(self.commands) / self.took.as_secs_f64()
+    }
+}
+
+impl std::ops::AddAssign for Outcome {
+    fn add_assign(&mut self, more: Self) {
+        self.commands += more.commands;
+        self.took += more.took;
     }
 }
 

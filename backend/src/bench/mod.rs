@@ -1,7 +1,7 @@
 //! What `dyad bench nvme` and `dyad device bench` measure (DESIGN 8).
 //!
-//! In one thread: the driver against the emulated controller, without data and with, next to a bare loop that copies the same blocks. Between two processes: the shelf
-//! over vfio-user. And a file through io_uring.
+//! In one thread: the driver against the emulated controller, without data and with, next to a bare loop that copies
+//! the same blocks. Between two processes: the shelf over vfio-user. And a file through io_uring.
 
 mod emulated;
 mod figures;
@@ -68,9 +68,7 @@ pub fn run(shelf: &mut Command, directory: &Path, mut progress: impl FnMut(&str)
     let mut remote = remote::Client::connect(directory)?;
     for round in 1..=figures::ROUNDS {
         progress(&format!("round {round} of {}", figures::ROUNDS));
-        figures.add_rate("emulator.null.read.4096.qd128.iops", null.run(emulated::COMMANDS)?);
-        figures.add_rate("emulator.bare_copy.4096.per_s", ram.bare_copies(emulated::COMMANDS));
-        figures.add_rate("emulator.ram.read.4096.qd128.iops", ram.run(emulated::COMMANDS)?);
+        emulated::measure(&mut null, &mut ram, &mut figures)?;
         remote.measure(&mut figures)?;
     }
     Ok(figures.rows())

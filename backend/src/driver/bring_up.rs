@@ -132,6 +132,7 @@ impl<F: PciFunction> Shared<F> {
         let stride = capabilities.doorbell_stride();
         let core = Core {
             state: State::Starting,
+            info: UNKNOWN,
             admin: Channel::new(layout.admin, memory.clone(), base, stride),
             io: Channel::new(layout.io, memory, base, stride),
             mappings: Mappings::default(),
@@ -148,7 +149,6 @@ impl<F: PciFunction> Shared<F> {
             options,
             host: HostId(host),
             core: RefCell::new(core),
-            info: Cell::new(UNKNOWN),
             controller: RefCell::new(IdentifyController::default()),
             alarm: Signal::new(),
             events: Inbox::new(EVENTS_MAX),
@@ -244,7 +244,7 @@ impl<F: PciFunction> Shared<F> {
             volatile_cache: controller.volatile_cache & identify::VWC_PRESENT != 0,
             reservations,
         };
-        let before = self.info.get();
+        let before = core.info;
         if before != UNKNOWN && (before.id, before.namespace, before.blocks) != (info.id, info.namespace, info.blocks) {
             return Err(AttachError::Changed);
         }

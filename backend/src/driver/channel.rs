@@ -220,9 +220,9 @@ impl Channel {
         self.outstanding += 1;
         let entry = entry.with_command(CommandId(index));
         let at = self.layout.sq + u64::from(self.tail) * SubmissionEntry::BYTES as u64;
-        for (index, word) in entry.as_bytes().chunks_exact(8).enumerate() {
-            let word = u64::from_le_bytes(word.try_into().expect("8 bytes"));
-            self.memory.store_u64(at + 8 * index as u64, word).expect("the ring is in the queue memory");
+        let ring = self.memory.atomics_u64(at, SubmissionEntry::WORDS).expect("the ring is in the queue memory");
+        for (to, word) in ring.iter().zip(entry.to_words()) {
+            to.store(word, Ordering::Relaxed);
         }
         self.tail = if self.tail + 1 == self.layout.entries { 0 } else { self.tail + 1 };
         index
@@ -291,7 +291,7 @@ impl Channel {
         Ok(entry.with_prp(first.expect("there are segments"), second))
     }
 
-    /// Tells the device about everything that was submitted, and about completions that were taken.
+    /// Tells the device about everything that was submitted, and about completions that were taken. The doorbell's store publishes the entries.
     #[inline]
     pub(super) fn ring(&mut self, function: &impl PciFunction) {
         if self.tail != self.rung {
@@ -327,13 +327,13 @@ impl Channel {
         let mut count = 0;
         loop {
             let at = self.layout.cq + u64::from(self.head) * CompletionEntry::BYTES as u64;
-            let high = self.memory.load_u64(at + 8).expect("the ring is in the queue memory");
+            let ring = self.memory.atomics_u64(at, 2).expect("the ring is in the queue memory");
+            let high = ring[1].load(Ordering::Acquire);
             let [.., status_low, _] = high.to_le_bytes();
             if (status_low & 1 == 1) != self.phase {
                 return Ok(count);
             }
-            let low = self.memory.load_u64(at).expect("the ring is in the queue memory");
-            let entry = CompletionEntry::from_words(low, high);
+            let entry = CompletionEntry::from_words(ring[0].load(Ordering::Relaxed), high);
             let command = entry.command();
             let slot = self.slots.get_mut(usize::from(command.0)).ok_or(Nonsense)?;
             let (ticket, kept) = match slot.state {

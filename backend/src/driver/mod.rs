@@ -98,6 +98,7 @@ enum Protection {
 
 struct Core {
     state: State,
+    info: DeviceInfo,
     admin: Channel,
     io: Channel,
     mappings: Mappings,
@@ -118,7 +119,6 @@ struct Shared<F> {
     options: Options,
     host: HostId,
     core: RefCell<Core>,
-    info: Cell<DeviceInfo>,
     controller: RefCell<IdentifyController>,
     /// Wakes the watch.
     alarm: Signal,
@@ -143,7 +143,7 @@ impl<F> fmt::Debug for Driver<F> {
         let core = self.shared.core.borrow();
         f.debug_struct("Driver")
             .field("state", &core.state)
-            .field("info", &self.shared.info.get())
+            .field("info", &core.info)
             .field("outstanding", &core.io.outstanding())
             .finish_non_exhaustive()
     }
@@ -175,8 +175,7 @@ impl<F: PciFunction> Driver<F> {
         let driver = Self { shared: Shared::new(function, handle, host, options)? };
         match driver.shared.bring_up().await {
             Ok(info) => {
-                driver.shared.info.set(info);
-                driver.shared.core.borrow_mut().state = State::Running;
+                driver.shared.run(info);
                 Ok(driver)
             }
             Err(error) => {
@@ -264,6 +263,13 @@ impl<F: PciFunction> Shared<F> {
         }
     }
 
+    /// The controller is up.
+    fn run(&self, info: DeviceInfo) {
+        let mut core = self.core.borrow_mut();
+        core.info = info;
+        core.state = State::Running;
+    }
+
     /// The end: nothing is submitted any more, the function is stopped, and what was in flight ends.
     fn fail(&self) {
         self.core.borrow_mut().state = State::Failed;
@@ -276,10 +282,9 @@ impl<F: PciFunction> Shared<F> {
 
     #[inline]
     fn submit(&self, io: Io<'_>) -> Result<Pending<Answer>, SubmitError> {
-        let info = self.info.get();
-        let (entry, segments) = command(&info, io)?;
         let mut core = self.core.borrow_mut();
         let core = &mut *core;
+        let (entry, segments) = command(&core.info, io)?;
         if core.state == State::Failed {
             return Err(SubmitError::Gone);
         }
@@ -381,7 +386,7 @@ impl<F: PciFunction> Device for Driver<F> {
     type Completion = Completion;
 
     fn info(&self) -> DeviceInfo {
-        self.shared.info.get()
+        self.shared.core.borrow().info
     }
 
     fn map(&self, memory: &Memory) -> Result<(), SubmitError> {

@@ -111,7 +111,7 @@ impl<F: PciFunction> Shared<F> {
     }
 
     pub(super) async fn reserve(&self, op: ReservationOp) -> Result<(), DeviceError> {
-        let namespace = self.info.get().namespace;
+        let namespace = self.core.borrow().info.namespace;
         let acquire = |action, rtype| SubmissionEntry::reservation_acquire(namespace, action, type_bits(rtype));
         let (command, data): (_, Vec<u8>) = match op {
             ReservationOp::Register { key } => (
@@ -139,7 +139,8 @@ impl<F: PciFunction> Shared<F> {
 
     pub(super) async fn reservation_report(&self) -> Result<ReservationReport, DeviceError> {
         let mut page = vec![0; 4096];
-        self.io(SubmissionEntry::reservation_report(self.info.get().namespace, 4096), &[], &mut page).await?;
+        let namespace = self.core.borrow().info.namespace;
+        self.io(SubmissionEntry::reservation_report(namespace, 4096), &[], &mut page).await?;
         let (head, rest) = page.split_at(ReportHeader::BYTES);
         let header = ReportHeader::from_bytes(head.try_into().expect("split there"));
         let count = usize::from(header.registrants);
@@ -199,7 +200,7 @@ impl<F: PciFunction> Driver<F> {
     /// # Errors
     /// [`AttachError`] of the command.
     pub async fn format(&self, lba_format: u8, protected: bool) -> Result<(), AttachError> {
-        let namespace = self.shared.info.get().namespace;
+        let namespace = self.shared.core.borrow().info.namespace;
         let command = SubmissionEntry::format(namespace, lba_format);
         // PI 001b is type 1, PIL 1 its place at the start of the metadata (Base 5.14).
         let command = if protected { command.with_dword(10, command.dword(10) | 1 << 5 | 1 << 8) } else { command };

@@ -116,10 +116,7 @@ impl<F: PciFunction> Shared<F> {
         self.core.borrow_mut().state = State::Resetting;
         self.resets.set(self.resets.get() + 1);
         match self.bring_up().await {
-            Ok(info) => {
-                self.info.set(info);
-                self.core.borrow_mut().state = State::Running;
-            }
+            Ok(info) => self.run(info),
             Err(_) => self.fail(),
         }
     }

@@ -338,6 +338,12 @@ impl Controller {
         }
     }
 
+    /// What the next command of the queue would read; see [`SubmissionQueue::peek`].
+    #[inline]
+    pub(super) fn peek(&self, queue: usize) -> Option<(u64, u64)> {
+        self.sqs[queue].as_ref()?.peek()
+    }
+
     /// After a burst of fetches: hosts need not ring, the queue is being watched.
     #[inline]
     pub(super) fn watch(&self, queue: usize) {

@@ -49,6 +49,11 @@ pub trait Media {
     /// The media failed.
     fn flush(&mut self) -> Result<(), MediaError>;
 
+    /// The bytes from `at` on may be read soon.
+    fn prefetch(&self, at: u64) {
+        let _ = at;
+    }
+
     /// The record that [`Media::keep`] kept last; empty if none.
     fn kept(&self) -> Vec<u8> {
         Vec::new()
@@ -90,6 +95,13 @@ impl From<Memory> for MemoryMedia {
 }
 
 impl Media for MemoryMedia {
+    #[inline]
+    fn prefetch(&self, at: u64) {
+        for line in 0..4 {
+            self.0.prefetch(at.wrapping_add(line * 64));
+        }
+    }
+
     #[inline]
     fn read(&mut self, at: u64, host: &Memory, offset: u64, len: u64) -> Result<(), MediaError> {
         copy(&self.0, at, host, offset, len).map_err(|_| MediaError)

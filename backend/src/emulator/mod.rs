@@ -292,6 +292,13 @@ impl Subsystem {
             while burst < BURST && self.controllers[port].in_flight < IN_FLIGHT_MAX {
                 let Some((id, entry)) = self.controllers[port].fetch(queue) else { break };
                 burst += 1;
+                // While this command is executed, the next one's block may come closer.
+                if let Some((namespace, lba)) = self.controllers[port].peek(queue)
+                    && let Some(namespace) =
+                        usize::try_from(namespace.wrapping_sub(1)).ok().and_then(|n| self.namespaces.get(n))
+                {
+                    namespace.prefetch(lba);
+                }
                 if id == QueueId::ADMIN {
                     self.admin(port, &entry);
                 } else {

@@ -177,6 +177,12 @@ impl Namespace {
         }
     }
 
+    /// The block may be read soon.
+    #[inline]
+    pub(super) fn prefetch(&self, block: u64) {
+        self.media.prefetch(block.wrapping_mul(BLOCK));
+    }
+
     /// Read.
     #[inline]
     pub(super) fn read(&mut self, entry: &SubmissionEntry, dma: &DmaMap) -> Result<(), Status> {

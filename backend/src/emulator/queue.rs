@@ -1,6 +1,7 @@
 //! Submission and completion queues in host memory, from the controller's side (Base 3.3.1).
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 use dyad_nvme::types::{CommandId, QueueId};
 use dyad_nvme::{CompletionEntry, Status, SubmissionEntry};
@@ -49,13 +50,22 @@ impl SubmissionQueue {
     #[inline]
     pub(super) fn fetch(&mut self) -> SubmissionEntry {
         let at = self.ring.offset + u64::from(self.head) * SubmissionEntry::BYTES as u64;
-        let mut bytes = [0; SubmissionEntry::BYTES];
-        for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
-            let value = self.ring.memory.load_u64(at + 8 * index as u64).unwrap_or(0);
-            word.copy_from_slice(&value.to_le_bytes());
-        }
+        let memory = &self.ring.memory;
+        let words = match memory.atomics_u64(at, SubmissionEntry::WORDS) {
+            Ok(ring) => std::array::from_fn(|index| ring[index].load(Ordering::Relaxed)),
+            // Memory that the host gave for reading only.
+            Err(_) => std::array::from_fn(|index| memory.load_u64(at + 8 * index as u64).unwrap_or(0)),
+        };
         self.head = if self.head + 1 == self.entries { 0 } else { self.head + 1 };
-        SubmissionEntry::from_bytes(bytes)
+        SubmissionEntry::from_words(words)
+    }
+
+    /// Namespace and first block of the command at the head, if it were a read: a guess, for prefetching.
+    #[inline]
+    pub(super) fn peek(&self) -> Option<(u64, u64)> {
+        let at = self.ring.offset + u64::from(self.head) * SubmissionEntry::BYTES as u64;
+        let ring = self.ring.memory.atomics_u64(at, SubmissionEntry::WORDS).ok()?;
+        Some((ring[0].load(Ordering::Relaxed) >> 32, ring[5].load(Ordering::Relaxed)))
     }
 
     /// The value of `EventIdx` that no doorbell of a host that keeps the rules passes: one behind the head, which the tail never reaches.
@@ -76,13 +86,13 @@ impl CompletionQueue {
         if u32::from(next) == head {
             return false;
         }
-        let bytes = entry.with_phase(self.phase).to_bytes();
-        let (low, high) = bytes.split_at(8);
+        let (low, high) = entry.with_phase(self.phase).to_words();
         let at = self.ring.offset + u64::from(self.tail) * CompletionEntry::BYTES as u64;
-        // The phase is in the last word, and goes last: whoever sees it sees the rest.
-        let memory = &self.ring.memory;
-        let _ = memory.store_u64(at, u64::from_le_bytes(low.try_into().expect("8 bytes")));
-        let _ = memory.store_u64(at + 8, u64::from_le_bytes(high.try_into().expect("8 bytes")));
+        // The phase is in the last word, and goes last: whoever sees it sees the rest. Memory that cannot be written is the host's own loss.
+        if let Ok(ring) = self.ring.memory.atomics_u64(at, 2) {
+            ring[0].store(low, Ordering::Relaxed);
+            ring[1].store(high, Ordering::Release);
+        }
         self.tail = next;
         self.phase ^= next == 0;
         true

@@ -9,6 +9,22 @@
 #[cfg(any(not(target_arch = "x86_64"), miri))]
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+/// Has the processor bring the cache line at `from` closer, or at least its translation.
+///
+/// # Safety
+/// `from` is mapped.
+#[inline]
+pub(super) unsafe fn prefetch(from: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: the caller's promise; a prefetch changes nothing that a program can see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+    }
+    #[cfg(any(not(target_arch = "x86_64"), miri))]
+    let _ = from;
+}
+
 /// Copies `len` bytes.
 ///
 /// # Safety
