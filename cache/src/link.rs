@@ -101,7 +101,7 @@ impl<P: Provider> MirrorLink<P> {
         let commit = Record::Commit(Commit { range, version, command: command.0, oldest: command.1, blocks });
 
         let mut writes: heapless::Vec<Posted, TRACK_BLOCKS> = heapless::Vec::new();
-        let sent = self.write_and_ask(&mirror, pool, frames, &mut writes, commit, version.epoch).await;
+        let sent = self.write_and_ask(&mirror, pool, frames, &mut writes, &commit, version.epoch).await;
         // The frames are in use until every write is done, whatever became of the commit.
         for write in writes {
             let _ = write.await;
@@ -115,7 +115,7 @@ impl<P: Provider> MirrorLink<P> {
         pool: &FramePool,
         frames: &[FrameIndex],
         writes: &mut heapless::Vec<Posted, TRACK_BLOCKS>,
-        commit: Record,
+        commit: &Record,
         epoch: Epoch,
     ) -> Result<(), LinkClosed> {
         let mut done = 0;
@@ -139,7 +139,7 @@ impl<P: Provider> MirrorLink<P> {
         track: TrackAddress,
         blocks: heapless::Vec<ReleasedBlock, TRACK_BLOCKS>,
     ) -> Result<(), LinkClosed> {
-        self.ask(Record::Release(Release { epoch, track, blocks }), epoch).await
+        self.ask(&Record::Release(Release { epoch, track, blocks }), epoch).await
     }
 
     /// Tells a partner that just joined which commands were applied.
@@ -148,7 +148,7 @@ impl<P: Provider> MirrorLink<P> {
     /// [`LinkClosed`]: it may know or not.
     pub async fn teach(&self, outcomes: Outcomes) -> Result<(), LinkClosed> {
         let epoch = outcomes.epoch;
-        self.ask(Record::Outcomes(outcomes), epoch).await
+        self.ask(&Record::Outcomes(outcomes), epoch).await
     }
 
     /// The home does not use this mirror frame any more, and the partner's index does not name it.
@@ -157,7 +157,7 @@ impl<P: Provider> MirrorLink<P> {
         self.inner.freed.notify_all();
     }
 
-    async fn ask(&self, record: Record, epoch: Epoch) -> Result<(), LinkClosed> {
+    async fn ask(&self, record: &Record, epoch: Epoch) -> Result<(), LinkClosed> {
         let pending: Pending<Option<Answer>> = loop {
             let seen = self.inner.freed.generation();
             if self.inner.closed.get() {

@@ -31,7 +31,7 @@ impl<'a, P: Provider> HostMemory<'a, P> {
     }
 
     async fn transfer(&self, segments: &[Segment], reads: bool) -> Result<(), CacheError> {
-        let mut posted: heapless::Vec<Posted, { 2 * DATA_BLOCKS_MAX }> = heapless::Vec::new();
+        let mut posted: heapless::Vec<Posted, DATA_BLOCKS_MAX> = heapless::Vec::new();
         let mut failed = false;
         for piece in pair(segments, self.data, self.skip) {
             let remote = RemoteAddress { region: self.region, offset: piece.remote };
@@ -42,7 +42,7 @@ impl<'a, P: Provider> HostMemory<'a, P> {
             };
             match result {
                 Ok(transfer) => {
-                    assert!(posted.push(transfer).is_ok(), "cuts of two lists are no more than both have pieces")
+                    assert!(posted.push(transfer).is_ok(), "one piece per data block")
                 }
                 Err(_) => failed = true,
             }

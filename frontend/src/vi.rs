@@ -253,9 +253,16 @@ impl<D: Device, P: Provider> Target<D, P> {
     async fn run_lane(self) {
         let inner = &*self.inner;
         loop {
-            let work = inner.work.next().await;
-            self.serve(&work).await;
-            for session in inner.sessions.borrow_mut().iter_mut().filter(|session| session.vi == work.vi) {
+            // The message is not kept beside the capsule: a lane is made for each command that may be outstanding.
+            let (vi, capsule) = {
+                let work = inner.work.next().await;
+                (work.vi, CommandCapsule::decode(&work.message))
+            };
+            match capsule {
+                Ok(capsule) => self.serve(vi, &capsule).await,
+                Err(_) => self.close(vi),
+            }
+            for session in inner.sessions.borrow_mut().iter_mut().filter(|session| session.vi == vi) {
                 session.active -= 1;
             }
             inner.served.set(inner.served.get() + 1);
@@ -263,24 +270,23 @@ impl<D: Device, P: Provider> Target<D, P> {
         }
     }
 
-    async fn serve(&self, work: &Work) {
+    async fn serve(&self, vi: ViId, capsule: &CommandCapsule) {
         let inner = &*self.inner;
-        let Ok(capsule) = CommandCapsule::decode(&work.message) else { return self.close(work.vi) };
-        let Some(session) = self.open_session(work.vi) else { return };
-        let status = match HostCommand::parse(&capsule, inner.config.blocks) {
-            Ok(command) => match self.perform(&session, &capsule, command).await {
+        let Some(session) = self.open_session(vi) else { return };
+        let status = match HostCommand::parse(capsule, inner.config.blocks) {
+            Ok(command) => match self.perform(&session, capsule, command).await {
                 Ok(()) => Status::SUCCESS,
                 Err(error) => {
                     let write = matches!(command, HostCommand::Write { .. });
-                    let Some(status) = failure_status(error, write) else { return self.close(work.vi) };
+                    let Some(status) = failure_status(error, write) else { return self.close(vi) };
                     status
                 }
             },
             Err(status) => status,
         };
         let answer = CompletionEntry::new(0, capsule.command.command(), status);
-        if inner.endpoint.send(work.vi, &answer.to_bytes()).await.is_err() {
-            self.close(work.vi);
+        if inner.endpoint.send(vi, &answer.to_bytes()).await.is_err() {
+            self.close(vi);
         }
     }
 

@@ -251,7 +251,7 @@ impl Load {
         }
         sum.longest_gap_s = sum.longest_gap_s.max(now.since(self.last_done.replace(now)).as_secs_f64());
         self.sum.set(sum);
-        if (sum.writes + sum.reads) % 1000 == 0 {
+        if (sum.writes + sum.reads).is_multiple_of(1000) {
             self.say(Report::Progress);
         }
     }
