@@ -1,6 +1,7 @@
 //! Floor 2. Everything behind the cache: devices, the driver and the emulated controller, RAID groups.
 
 pub mod bench;
+pub mod block;
 pub mod device;
 pub mod driver;
 pub mod emulator;

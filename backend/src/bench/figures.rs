@@ -2,11 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use super::Row;
 use super::load::Outcome;
 
 /// How often everything is measured, in turn.
 pub(super) const ROUNDS: usize = 5;
+
+/// One figure: the median of the rounds, with the least and the most.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// What was measured, as `emulator.null.read.4096.qd128.iops`.
+    pub name: String,
+    /// The median.
+    pub value: f64,
+    /// Of what.
+    pub unit: &'static str,
+    /// The least of the rounds.
+    pub min: f64,
+    /// The most of the rounds.
+    pub max: f64,
+}
 
 /// All samples, one per round and name.
 #[derive(Debug, Default)]

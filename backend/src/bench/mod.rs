@@ -13,9 +13,8 @@ use std::process::{Child, Command};
 
 use dyad_reactor::Executor;
 
-pub use dyad_matrix::bench::Row;
-
 pub use self::emulated::Emulated;
+pub use self::figures::Row;
 pub use self::load::{Load, Outcome, drive};
 
 use crate::driver::AttachError;

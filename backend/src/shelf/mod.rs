@@ -262,6 +262,8 @@ impl Shelf {
                 Ready::Port(device, port) => {
                     let Served { subsystem, ports, .. } = &mut self.devices[device];
                     let port_of = &mut ports[port];
+                    // A client that is gone makes room for the one that waits.
+                    work += port_of.serve(subsystem, now);
                     if port_of.accept()
                         && let Some(client) = port_of.client()
                     {

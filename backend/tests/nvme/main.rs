@@ -2,5 +2,7 @@
 //!
 //! The test binary starts itself again for each role (module `process`).
 
+mod conformance;
 mod process;
 mod shelf;
+mod ways;
