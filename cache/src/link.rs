@@ -16,7 +16,7 @@ use dyad_reactor::sync::{Pending, Replies, Signal, Ticket};
 use crate::address::{Epoch, TRACK_BLOCKS, TrackAddress, TrackRange, Version};
 use crate::mirror;
 use crate::record::{
-    Answer, AnswerStatus, CommandId, Commit, CommitBlock, MirrorFrame, Outcomes, Record, Release, ReleasedBlock,
+    Answer, AnswerStatus, CommandId, Commit, CommitBlock, Encoded, MirrorFrame, Outcomes, Release, ReleasedBlock,
 };
 
 /// The link is closed: the partner did not (and will not) say that it has the data.
@@ -98,7 +98,7 @@ impl<P: Provider> MirrorLink<P> {
     ) -> Result<MirrorFrames, LinkClosed> {
         let mirror = self.take_frames(range.count()).await?;
         let blocks = mirror.iter().zip(crcs).map(|(frame, crc)| CommitBlock { frame: *frame, crc: *crc }).collect();
-        let commit = Record::Commit(Commit { range, version, command: command.0, oldest: command.1, blocks });
+        let commit = Commit { range, version, command: command.0, oldest: command.1, blocks };
 
         let mut writes: heapless::Vec<Posted, TRACK_BLOCKS> = heapless::Vec::new();
         let sent = self.write_and_ask(&mirror, pool, frames, &mut writes, &commit, version.epoch).await;
@@ -115,7 +115,7 @@ impl<P: Provider> MirrorLink<P> {
         pool: &FramePool,
         frames: &[FrameIndex],
         writes: &mut heapless::Vec<Posted, TRACK_BLOCKS>,
-        commit: &Record,
+        commit: &Commit,
         epoch: Epoch,
     ) -> Result<(), LinkClosed> {
         let mut done = 0;
@@ -126,7 +126,7 @@ impl<P: Provider> MirrorLink<P> {
             let posted = self.inner.endpoint.rdma_write(self.inner.vi, &segments, to).await.map_err(|_| LinkClosed)?;
             assert!(writes.push(posted).is_ok(), "a track has at most {TRACK_BLOCKS} runs");
         }
-        self.ask(commit, epoch).await
+        self.ask(|tag| commit.encode(tag), epoch).await
     }
 
     /// Tells the partner that these blocks are durable; returns when it has forgotten them.
@@ -139,7 +139,8 @@ impl<P: Provider> MirrorLink<P> {
         track: TrackAddress,
         blocks: heapless::Vec<ReleasedBlock, TRACK_BLOCKS>,
     ) -> Result<(), LinkClosed> {
-        self.ask(&Record::Release(Release { epoch, track, blocks }), epoch).await
+        let release = Release { epoch, track, blocks };
+        self.ask(|tag| release.encode(tag), epoch).await
     }
 
     /// Tells a partner that just joined which commands were applied.
@@ -148,7 +149,7 @@ impl<P: Provider> MirrorLink<P> {
     /// [`LinkClosed`]: it may know or not.
     pub async fn teach(&self, outcomes: Outcomes) -> Result<(), LinkClosed> {
         let epoch = outcomes.epoch;
-        self.ask(&Record::Outcomes(outcomes), epoch).await
+        self.ask(|tag| outcomes.encode(tag), epoch).await
     }
 
     /// The home does not use this mirror frame any more, and the partner's index does not name it.
@@ -157,7 +158,7 @@ impl<P: Provider> MirrorLink<P> {
         self.inner.freed.notify_all();
     }
 
-    async fn ask(&self, record: &Record, epoch: Epoch) -> Result<(), LinkClosed> {
+    async fn ask(&self, encode: impl FnOnce(u64) -> Encoded, epoch: Epoch) -> Result<(), LinkClosed> {
         let pending: Pending<Option<Answer>> = loop {
             let seen = self.inner.freed.generation();
             if self.inner.closed.get() {
@@ -168,10 +169,9 @@ impl<P: Provider> MirrorLink<P> {
             }
             self.inner.freed.changed_since(seen).await;
         };
-        let is_commit = matches!(record, Record::Commit(_));
-        let message = record.encode(pending.ticket().to_u64());
+        let message = encode(pending.ticket().to_u64());
         let sent = self.inner.endpoint.send(self.inner.vi, &message).await;
-        if is_active(Mutation::AcknowledgeBeforeAnswer) && is_commit && sent.is_ok() {
+        if is_active(Mutation::AcknowledgeBeforeAnswer) && sent.is_ok() {
             return Ok(());
         }
         let answer = if sent.is_ok() { pending.await } else { None };

@@ -167,59 +167,87 @@ impl AnswerStatus {
     }
 }
 
+impl Commit {
+    /// See [`Record::encode`].
+    #[must_use]
+    pub fn encode(&self, tag: u64) -> Encoded {
+        let range = self.range;
+        let mut out = Writer::new([COMMIT, byte(self.blocks.len()), byte(range.first()), self.command.part]);
+        out.put(&range.track.volume.generation.to_le_bytes());
+        out.put_u64(self.version.epoch.0);
+        out.put_u64(tag);
+        out.put(&range.track.volume.uuid);
+        out.put_u64(range.track.track);
+        out.put_u64(self.version.sequence);
+        out.put(&self.command.origin);
+        out.put_u64(self.command.sequence);
+        out.put_u64(self.oldest);
+        for block in &self.blocks {
+            out.put(&block.frame.0.to_le_bytes());
+            out.put(&block.crc.to_le_bytes());
+        }
+        out.0
+    }
+}
+
+impl Release {
+    /// See [`Record::encode`].
+    #[must_use]
+    pub fn encode(&self, tag: u64) -> Encoded {
+        let mut out = Writer::new([RELEASE, byte(self.blocks.len()), 0, 0]);
+        out.put(&self.track.volume.generation.to_le_bytes());
+        out.put_u64(self.epoch.0);
+        out.put_u64(tag);
+        out.put(&self.track.volume.uuid);
+        out.put_u64(self.track.track);
+        for block in &self.blocks {
+            out.put_u64(u64::from(block.index));
+            out.put_u64(block.version.epoch.0);
+            out.put_u64(block.version.sequence);
+        }
+        out.0
+    }
+}
+
+impl Answer {
+    /// See [`Record::encode`].
+    #[must_use]
+    pub fn encode(&self, tag: u64) -> Encoded {
+        let mut out = Writer::new([ANSWER, self.status.to_byte(), 0, 0]);
+        out.put(&[0; 4]);
+        out.put_u64(self.epoch.0);
+        out.put_u64(tag);
+        out.0
+    }
+}
+
+impl Outcomes {
+    /// See [`Record::encode`].
+    #[must_use]
+    pub fn encode(&self, tag: u64) -> Encoded {
+        let mut out = Writer::new([OUTCOMES, byte(self.applied.len()), 0, 0]);
+        out.put(&[0; 4]);
+        out.put_u64(self.epoch.0);
+        out.put_u64(tag);
+        for id in &self.applied {
+            out.put(&id.origin);
+            out.put_u64(id.sequence);
+            out.put(&u32::from(id.part).to_le_bytes());
+        }
+        out.0
+    }
+}
+
 impl Record {
     /// The bytes, with `tag` for whoever waits for the answer.
     #[must_use]
     pub fn encode(&self, tag: u64) -> Encoded {
-        let mut out = Writer(Encoded::new());
         match self {
-            Self::Commit(commit) => {
-                let range = commit.range;
-                out.put(&[COMMIT, byte(commit.blocks.len()), byte(range.first()), commit.command.part]);
-                out.put(&range.track.volume.generation.to_le_bytes());
-                out.put_u64(commit.version.epoch.0);
-                out.put_u64(tag);
-                out.put(&range.track.volume.uuid);
-                out.put_u64(range.track.track);
-                out.put_u64(commit.version.sequence);
-                out.put(&commit.command.origin);
-                out.put_u64(commit.command.sequence);
-                out.put_u64(commit.oldest);
-                for block in &commit.blocks {
-                    out.put(&block.frame.0.to_le_bytes());
-                    out.put(&block.crc.to_le_bytes());
-                }
-            }
-            Self::Release(release) => {
-                out.put(&[RELEASE, byte(release.blocks.len()), 0, 0]);
-                out.put(&release.track.volume.generation.to_le_bytes());
-                out.put_u64(release.epoch.0);
-                out.put_u64(tag);
-                out.put(&release.track.volume.uuid);
-                out.put_u64(release.track.track);
-                for block in &release.blocks {
-                    out.put_u64(u64::from(block.index));
-                    out.put_u64(block.version.epoch.0);
-                    out.put_u64(block.version.sequence);
-                }
-            }
-            Self::Answer(answer) => {
-                out.put(&[ANSWER, answer.status.to_byte(), 0, 0, 0, 0, 0, 0]);
-                out.put_u64(answer.epoch.0);
-                out.put_u64(tag);
-            }
-            Self::Outcomes(outcomes) => {
-                out.put(&[OUTCOMES, byte(outcomes.applied.len()), 0, 0, 0, 0, 0, 0]);
-                out.put_u64(outcomes.epoch.0);
-                out.put_u64(tag);
-                for id in &outcomes.applied {
-                    out.put(&id.origin);
-                    out.put_u64(id.sequence);
-                    out.put(&u32::from(id.part).to_le_bytes());
-                }
-            }
+            Self::Commit(commit) => commit.encode(tag),
+            Self::Release(release) => release.encode(tag),
+            Self::Answer(answer) => answer.encode(tag),
+            Self::Outcomes(outcomes) => outcomes.encode(tag),
         }
-        out.0
     }
 
     /// The message and its tag.
@@ -281,6 +309,12 @@ impl Record {
 struct Writer(Encoded);
 
 impl Writer {
+    fn new(head: [u8; 4]) -> Self {
+        let mut out = Self(Encoded::new());
+        out.put(&head);
+        out
+    }
+
     fn put(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes).expect("RECORD_BYTES_MAX holds the longest message");
     }
