@@ -6,6 +6,9 @@ pub mod machine;
 pub mod message;
 pub mod record;
 
+#[cfg(test)]
+mod tests;
+
 pub use machine::{Action, Event, Machine, Timing};
 pub use message::PeerMessage;
 pub use record::{DirectorId, Incarnation, PairRecord, PairState};
