@@ -11,6 +11,7 @@ use dyad_director::process::{Ended, ProcessConfig, run_director};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
+mod bench;
 mod sim;
 
 /// A storage array in software: mirrored directors over dual-ported NVMe devices
@@ -27,6 +28,8 @@ enum Command {
     Demo,
     /// Run the array in virtual time, with faults, and check every byte
     Sim(sim::Arguments),
+    /// Measure, beside what it is to be compared with, in one run
+    Bench(bench::Arguments),
     /// A director of the demo's array
     #[command(hide = true)]
     Director {
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Demo => run_demo(),
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Director { dir, id } => director(&dir, id),
         Command::Shelf { dir } => shelf(&dir),
     }

@@ -1,0 +1,139 @@
+//! `dyad bench`: figures for humans, or one JSON object for scripts; everything else goes to standard error.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::fail;
+
+/// What to measure, and how to say it.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    what: What,
+    /// Print one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The matrix between two processes, beside TCP loopback, a Unix socket and memcpy
+    Matrix,
+    /// The NVMe driver, the emulated controller, and the shelf over vfio-user
+    Nvme,
+    /// The other process of a measurement
+    #[command(hide = true)]
+    Peer {
+        /// Which
+        name: PeerName,
+        /// Where to meet
+        directory: PathBuf,
+    },
+}
+
+#[derive(Copy, Clone, clap::ValueEnum)]
+enum PeerName {
+    Matrix,
+    Nvme,
+}
+
+struct Figure {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    min: f64,
+    max: f64,
+}
+
+/// Measures.
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let (name, figures) = match &arguments.what {
+        What::Matrix => ("matrix", measure("matrix", matrix)),
+        What::Nvme => ("nvme", measure("nvme", nvme)),
+        What::Peer { name, directory } => {
+            crate::end_with_parent();
+            let served = match name {
+                PeerName::Matrix => dyad_matrix::bench::serve(directory).map_err(|error| error.to_string()),
+                PeerName::Nvme => dyad_backend::bench::serve(directory).map_err(|error| error.to_string()),
+            };
+            return served.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS);
+        }
+    };
+    match figures {
+        Ok(figures) if arguments.json => println!("{}", object(name, &figures)),
+        Ok(figures) => print_table(&figures),
+        Err(error) => return fail(&format!("bench {name}: {error}")),
+    }
+    ExitCode::SUCCESS
+}
+
+fn measure(
+    peer: &str,
+    bench: impl FnOnce(&mut Command, PathBuf) -> Result<Vec<Figure>, String>,
+) -> Result<Vec<Figure>, String> {
+    let directory = tempfile::Builder::new().prefix("dyad-bench-").tempdir().map_err(|error| error.to_string())?;
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut other = Command::new(program);
+    other.args(["bench", "peer", peer]).arg(directory.path());
+    bench(&mut other, directory.path().to_owned())
+}
+
+fn matrix(peer: &mut Command, directory: PathBuf) -> Result<Vec<Figure>, String> {
+    let rows = dyad_matrix::bench::run(peer, &directory, progress).map_err(|error| error.to_string())?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Figure { name: row.name, value: row.value, unit: row.unit, min: row.min, max: row.max })
+        .collect())
+}
+
+fn nvme(peer: &mut Command, directory: PathBuf) -> Result<Vec<Figure>, String> {
+    let rows = dyad_backend::bench::run(peer, &directory, progress).map_err(|error| error.to_string())?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Figure { name: row.name, value: row.value, unit: row.unit, min: row.min, max: row.max })
+        .collect())
+}
+
+fn progress(line: &str) {
+    eprintln!("{line}");
+}
+
+fn print_table(figures: &[Figure]) {
+    for figure in figures {
+        println!(
+            "{:44} {:>14.3} {:6} ({:.3} to {:.3})",
+            figure.name, figure.value, figure.unit, figure.min, figure.max
+        );
+    }
+}
+
+fn object(bench: &str, figures: &[Figure]) -> Value {
+    let results: Vec<_> = figures
+        .iter()
+        .map(|figure| json!({ "name": figure.name, "value": figure.value, "unit": figure.unit, "min": figure.min, "max": figure.max }))
+        .collect();
+    json!({ "bench": bench, "machine": machine(), "commit": commit(), "results": results })
+}
+
+fn machine() -> Value {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']));
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    json!({ "cpu": model, "cores": cores, "kernel": kernel.trim() })
+}
+
+fn commit() -> String {
+    let output = Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .output()
+        .ok()
+        .filter(|output| output.status.success());
+    output.map_or("unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
