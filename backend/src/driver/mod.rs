@@ -244,7 +244,8 @@ impl<F: PciFunction> Shared<F> {
                 }
             }
         });
-        if core.state == State::Running {
+        // Who has talked nonsense is not listened to before its reset.
+        if core.state == State::Running && !core.nonsense {
             core.io.ring(&self.function);
             outcome = outcome.and_then(|admin| core.io.complete(|_, _| {}).map(|io| admin + io));
         }

@@ -1,5 +1,8 @@
 //! The driver against the emulated controller, in one thread and virtual time.
 
+mod hostile;
+mod power;
+
 use super::*;
 use crate::device::{ReservationKey, ReservationType};
 use crate::emulator::{
@@ -27,9 +30,13 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn new(format: BlockFormat) -> Self {
+        Self::seeded(format, 1)
+    }
+
+    pub(super) fn seeded(format: BlockFormat, seed: u64) -> Self {
         let clock = Rc::new(ManualClock::default());
         let executor = Executor::new(Limits { tasks: 16, timers: 64 }, Rc::<ManualClock>::clone(&clock));
-        let mut subsystem = Subsystem::new(SubsystemConfig::default(), SeededRng::new(1));
+        let mut subsystem = Subsystem::new(SubsystemConfig::default(), SeededRng::new(seed));
         let config = NamespaceConfig { uuid: [7; 16], blocks: BlockCount(4096), cache_blocks: Some(64), format };
         let media = MemoryMedia::new(usize::try_from(config.media_bytes()).unwrap());
         subsystem.add_namespace(config, Box::new(media));
@@ -48,7 +55,7 @@ impl Rig {
     }
 
     /// Everything that can happen now, once.
-    fn turn(&self) -> usize {
+    pub(super) fn turn(&self) -> usize {
         let tasks = self.executor.run_until_idle(&mut Fifo);
         let polled: usize = self.drivers.borrow().iter().map(Driver::poll).sum();
         tasks + polled + self.subsystem.borrow_mut().step(self.clock.now())
@@ -62,22 +69,27 @@ impl Rig {
                 return output;
             }
             if self.turn() == 0 && self.turn() == 0 {
-                let next = [self.subsystem.borrow().next_event(), self.executor.next_deadline()];
-                let next =
-                    next.into_iter().flatten().min().expect("the future waits for something that will never happen");
-                self.clock.set(next.max(self.clock.now()));
-                self.executor.fire_timers();
+                assert!(self.wait(), "the future waits for something that will never happen");
             }
         }
     }
 
+    /// Goes to the next thing that happens by itself; false if there is none.
+    pub(super) fn wait(&self) -> bool {
+        let next = [self.subsystem.borrow().next_event(), self.executor.next_deadline()];
+        let Some(next) = next.into_iter().flatten().min() else { return false };
+        self.clock.set(next.max(self.clock.now()));
+        self.executor.fire_timers();
+        true
+    }
+
     /// Nobody drives the ports any more.
-    fn detach_all(&self) {
+    pub(super) fn detach_all(&self) {
         self.drivers.borrow_mut().clear();
     }
 
     /// Lets time go by.
-    fn pass(&self, time: Duration) {
+    pub(super) fn pass(&self, time: Duration) {
         let handle = self.executor.handle();
         self.run(handle.sleep(time));
     }

@@ -25,6 +25,8 @@ mod media;
 mod namespace;
 mod queue;
 mod reservation;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 //! The test binary starts itself again for each role (module `process`).
 
 mod conformance;
+mod interop;
 mod process;
 mod shelf;
 mod ways;
