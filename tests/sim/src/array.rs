@@ -24,8 +24,8 @@ use crate::workload::Workload;
 pub const VOLUME_BLOCKS: u64 = 192;
 
 const ARRAY: [u8; 16] = *b"simulated array ";
-const HOST_DEPTH: u16 = 16;
-const LANES: u16 = 24;
+const HOST_DEPTH: u16 = 8;
+const LANES: u16 = 10;
 const DESTAGERS: u16 = 3;
 
 /// A director of the simulator.
@@ -161,7 +161,8 @@ impl Array {
     /// Both directors serve together: every acknowledged write is in two memories or on media.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        let regimes = [DirectorId::A, DirectorId::B].map(|me| self.node(me).map(|node| (node.regime(), node.state_name())));
+        let regimes =
+            [DirectorId::A, DirectorId::B].map(|me| self.node(me).map(|node| (node.regime(), node.state_name())));
         let homes = regimes.iter().flatten().filter(|(regime, _)| matches!(regime, Regime::Mirrored(_))).count();
         homes == 1 && regimes.iter().all(|regime| regime.is_some_and(|(_, state)| state == "both"))
     }
@@ -196,11 +197,20 @@ impl Array {
         });
     }
 
-    fn start_initiator(&mut self, number: u8, depth: u16, workers: usize, patience: Duration, spawn: impl FnOnce(&Handle, Initiator<SimProvider>)) {
+    fn start_initiator(
+        &mut self,
+        number: u8,
+        depth: u16,
+        workers: usize,
+        patience: Duration,
+        spawn: impl FnOnce(&Handle, Initiator<SimProvider>),
+    ) {
         let provider = self.fabric.node(&format!("host{number}"), u64::from(number));
         let config = InitiatorConfig {
             host: HostId([number + 1; 16]),
-            paths: [DirectorId::A, DirectorId::B].map(|me| NetAddress { host: name(me).to_owned(), discriminator: HOST_SERVICE }).to_vec(),
+            paths: [DirectorId::A, DirectorId::B]
+                .map(|me| NetAddress { host: name(me).to_owned(), discriminator: HOST_SERVICE })
+                .to_vec(),
             namespace: NamespaceId(1),
             depth,
             first_generation: 1,
@@ -221,7 +231,9 @@ impl Array {
     /// Whether every block is the same on both devices.
     #[must_use]
     pub fn legs_are_equal(&self) -> bool {
-        (0..VOLUME_BLOCKS).map(dyad_nvme::types::Lba).all(|lba| self.media[0].contents(lba) == self.media[1].contents(lba))
+        (0..VOLUME_BLOCKS)
+            .map(dyad_nvme::types::Lba)
+            .all(|lba| self.media[0].contents(lba) == self.media[1].contents(lba))
     }
 }
 

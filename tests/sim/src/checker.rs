@@ -85,7 +85,8 @@ impl Model {
         if found > entry.issued {
             return Err(Violation::FromNowhere { block, found });
         }
-        let newest_before = |list: &[(u64, Time)]| list.iter().rev().find(|(_, at)| *at < from).map_or(NEVER, |(write, _)| *write);
+        let newest_before =
+            |list: &[(u64, Time)]| list.iter().rev().find(|(_, at)| *at < from).map_or(NEVER, |(write, _)| *write);
         let expected = newest_before(&entry.acknowledged).max(newest_before(&entry.seen));
         if found < expected {
             return Err(Violation::Lost { block, expected, found });
@@ -128,7 +129,11 @@ fn number_of(block: u64, bytes: &[u8; FRAME_BYTES]) -> Result<u64, Violation> {
     }
     let word = |at: usize| u64::from_le_bytes(first[at..at + 8].try_into().expect("8 bytes"));
     let write = word(8);
-    if word(0) == block || (write == NEVER && word(0) == 0) { Ok(write) } else { Err(Violation::Garbage { block, line: 0 }) }
+    if word(0) == block || (write == NEVER && word(0) == 0) {
+        Ok(write)
+    } else {
+        Err(Violation::Garbage { block, line: 0 })
+    }
 }
 
 #[cfg(test)]

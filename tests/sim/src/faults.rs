@@ -34,7 +34,11 @@ impl FaultKinds {
     /// A part of these, as the seed has it; never none if there is one.
     #[must_use]
     pub fn swarm(self, rng: &mut SeededRng) -> Self {
-        let drawn = Self { crash: self.crash && !rng.one_in(3), pause: self.pause && !rng.one_in(3), cut: self.cut && rng.one_in(2) };
+        let drawn = Self {
+            crash: self.crash && !rng.one_in(3),
+            pause: self.pause && !rng.one_in(3),
+            cut: self.cut && rng.one_in(2),
+        };
         if drawn == Self::NONE { self } else { drawn }
     }
 }

@@ -24,6 +24,18 @@ struct Process {
     executor: Executor,
     clock: DriftingClock,
     state: ProcessState,
+    /// When its next timer is due, in virtual time; `None` if a task has run since that was looked up.
+    due: Option<Time>,
+}
+
+impl Process {
+    /// When its next timer is due.
+    fn due(&mut self) -> Time {
+        let Self { executor, clock, due, .. } = self;
+        *due.get_or_insert_with(|| {
+            executor.next_deadline().map_or(Time::FAR_FUTURE, |reading| clock.virtual_time_of(reading))
+        })
+    }
 }
 
 /// Runs processes in virtual time.
@@ -32,6 +44,10 @@ pub struct Kernel {
     order: Shuffled<SeededRng>,
     rng: SeededRng,
     processes: Vec<Process>,
+    /// Processes that run, by place.
+    running: Vec<usize>,
+    /// Scratch: those of them that have a ready task.
+    ready: Vec<usize>,
     trace_hash: u64,
     polls: u64,
 }
@@ -49,27 +65,44 @@ impl Kernel {
     /// A kernel without processes.
     #[must_use]
     pub fn new(time: &VirtualTime) -> Self {
-        Self { time: time.clone(), order: Shuffled(time.rng()), rng: time.rng(), processes: Vec::new(), trace_hash: 0xcbf2_9ce4_8422_2325, polls: 0 }
+        Self {
+            time: time.clone(),
+            order: Shuffled(time.rng()),
+            rng: time.rng(),
+            processes: Vec::new(),
+            running: Vec::new(),
+            ready: Vec::new(),
+            trace_hash: 0xcbf2_9ce4_8422_2325,
+            polls: 0,
+        }
     }
 
     /// Starts a process on `clock`; `make` spawns its tasks.
-    pub fn start<T>(&mut self, clock: &DriftingClock, limits: Limits, make: impl FnOnce(&Handle) -> T) -> (ProcessId, T) {
+    pub fn start<T>(
+        &mut self,
+        clock: &DriftingClock,
+        limits: Limits,
+        make: impl FnOnce(&Handle) -> T,
+    ) -> (ProcessId, T) {
         let executor = Executor::new(limits, Rc::new(clock.clone()));
         let made = make(&executor.handle());
         executor.seal();
-        self.processes.push(Process { executor, clock: clock.clone(), state: ProcessState::Running });
+        self.processes.push(Process { executor, clock: clock.clone(), state: ProcessState::Running, due: None });
+        self.list_running();
         (ProcessId(self.processes.len() - 1), made)
     }
 
     /// The process is no more: its tasks are forgotten.
     pub fn kill(&mut self, process: ProcessId) {
         self.processes[process.0].state = ProcessState::Dead;
+        self.list_running();
     }
 
     /// Its tasks stop where they are.
     pub fn pause(&mut self, process: ProcessId) {
         assert_eq!(self.processes[process.0].state, ProcessState::Running, "only what runs can pause");
         self.processes[process.0].state = ProcessState::Paused;
+        self.list_running();
     }
 
     /// They go on, if the process lives.
@@ -78,6 +111,13 @@ impl Kernel {
         if *state == ProcessState::Paused {
             *state = ProcessState::Running;
         }
+        self.list_running();
+    }
+
+    fn list_running(&mut self) {
+        let running = self.processes.iter().enumerate().filter(|(_, process)| process.state == ProcessState::Running);
+        self.running.clear();
+        self.running.extend(running.map(|(place, _)| place));
     }
 
     /// Runs until virtual time reaches `until`.
@@ -88,9 +128,7 @@ impl Kernel {
         let mut polls_now = 0;
         loop {
             self.time.run_due();
-            for process in self.processes.iter().filter(|process| process.state == ProcessState::Running) {
-                process.executor.fire_timers();
-            }
+            self.fire_timers();
             if self.run_one() {
                 polls_now += 1;
                 if polls_now > POLLS_WITHOUT_PROGRESS_MAX {
@@ -110,25 +148,38 @@ impl Kernel {
         }
     }
 
+    fn fire_timers(&mut self) {
+        let now = self.time.now();
+        for place in &self.running {
+            let process = &mut self.processes[*place];
+            if process.due() <= now {
+                process.executor.fire_timers();
+                process.due = None;
+            }
+        }
+    }
+
     /// Polls one task of one process, both chosen by the seed.
     fn run_one(&mut self) -> bool {
-        let ready = |process: &Process| process.state == ProcessState::Running && process.executor.has_ready();
-        let count = self.processes.iter().filter(|process| ready(process)).count();
-        if count == 0 {
+        self.ready.clear();
+        self.ready.extend(self.running.iter().filter(|place| self.processes[**place].executor.has_ready()));
+        if self.ready.is_empty() {
             return false;
         }
-        let pick = usize::try_from(self.rng.below(count as u64)).expect("a count of processes");
-        let (place, process) = self.processes.iter().enumerate().filter(|(_, process)| ready(process)).nth(pick).expect("the pick is below the count");
+        let pick = usize::try_from(self.rng.below(self.ready.len() as u64)).expect("a count of processes");
+        let place = self.ready[pick];
+        let process = &mut self.processes[place];
         let polled = process.executor.run_one(&mut self.order);
         assert!(polled, "a process with a ready task polls one");
+        process.due = None;
         self.polls += 1;
         self.note(place as u64);
         true
     }
 
-    fn next_moment(&self) -> Option<Time> {
-        let running = self.processes.iter().filter(|process| process.state == ProcessState::Running);
-        let timers = running.filter_map(|process| Some(process.clock.virtual_time_of(process.executor.next_deadline()?)));
+    fn next_moment(&mut self) -> Option<Time> {
+        let Self { running, processes, .. } = self;
+        let timers = running.iter().map(|place| processes[*place].due()).filter(|due| *due < Time::FAR_FUTURE);
         timers.chain(self.time.next_event()).min()
     }
 

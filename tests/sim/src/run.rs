@@ -46,7 +46,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host(HostFailure::Violation(violation)) => write!(f, "a host read what must not be: {violation:?}"),
-            Self::Host(HostFailure::Failed(error)) => write!(f, "an operation failed that the array could have done: {error}"),
+            Self::Host(HostFailure::Failed(error)) => {
+                write!(f, "an operation failed that the array could have done: {error}")
+            }
             Self::Stuck(stuck) => write!(f, "the simulation is stuck: {stuck:?}"),
             Self::NoProgress => write!(f, "operations are stuck though all faults are over"),
             Self::NotWhole => write!(f, "the pair does not become whole though all faults are over"),
@@ -94,7 +96,13 @@ pub fn run(options: SimOptions) -> Outcome {
     let workload = Workload::new(&time, VOLUME_BLOCKS, WORKERS, Duration::from_millis(1 + rng.below(200)));
     let kinds = options.faults.swarm(&mut rng);
     let first = Time::from_nanos(500_000_000 + rng.below(1_000_000_000));
-    let mut run = Run { faults: FaultInjector::new(kinds, rng.fork(), first), workload: workload.clone(), timeline: Rc::clone(&timeline), traced: options.timeline, states: Default::default() };
+    let mut run = Run {
+        faults: FaultInjector::new(kinds, rng.fork(), first),
+        workload: workload.clone(),
+        timeline: Rc::clone(&timeline),
+        traced: options.timeline,
+        states: Default::default(),
+    };
 
     array.start_director(DirectorId::A);
     array.start_director(DirectorId::B);
@@ -125,7 +133,9 @@ impl Run {
     fn through(&mut self, array: &mut Array, operations: u64) -> Result<(), Failure> {
         // War, until the operations are done. An operation waits for minutes at most, so this ends.
         let long = array.time.now() + Duration::from_secs(3600);
-        let enough = |run: &Self| run.workload.operations() >= operations && (run.faults.count() >= FAULTS_MIN || !run.faults.has_any());
+        let enough = |run: &Self| {
+            run.workload.operations() >= operations && (run.faults.count() >= FAULTS_MIN || !run.faults.has_any())
+        };
         self.until(array, true, long, |run, _| enough(run))?;
         // Peace: repairs are made, directors come back, hosts go on for a while and then end.
         let deadline = array.time.now() + PEACE;
@@ -149,13 +159,21 @@ impl Run {
         // Everything is destaged when nobody writes; then the legs are equal.
         let deadline = array.time.now() + PEACE;
         let clean = self.until(array, false, deadline, |_, array| {
-            [DirectorId::A, DirectorId::B].iter().all(|me| array.node(*me).is_some_and(|node| node.cache().dirty_blocks() == 0))
+            [DirectorId::A, DirectorId::B]
+                .iter()
+                .all(|me| array.node(*me).is_some_and(|node| node.cache().dirty_blocks() == 0))
         })?;
         if clean && array.legs_are_equal() { Ok(()) } else { Err(Failure::LegsDiffer) }
     }
 
     /// Runs until `done` or the deadline; says which.
-    fn until(&mut self, array: &mut Array, faults: bool, deadline: Time, done: impl Fn(&Self, &Array) -> bool) -> Result<bool, Failure> {
+    fn until(
+        &mut self,
+        array: &mut Array,
+        faults: bool,
+        deadline: Time,
+        done: impl Fn(&Self, &Array) -> bool,
+    ) -> Result<bool, Failure> {
         while array.time.now() < deadline {
             if done(self, array) {
                 return Ok(true);
