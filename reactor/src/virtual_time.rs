@@ -6,7 +6,8 @@
 use crate::time::ManualClock;
 use crate::{Clock, Rng, SeededRng, Time};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
@@ -17,11 +18,36 @@ type Action = Box<dyn FnOnce()>;
 /// When an event happens: its time, then chance, then (if chance drew the same number twice) the order of scheduling.
 type When = (Time, u64, u64);
 
+struct Event {
+    when: When,
+    action: Action,
+}
+
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        self.when == other.when
+    }
+}
+
+impl Eq for Event {}
+
+impl PartialOrd for Event {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Event {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.when.cmp(&other.when)
+    }
+}
+
 struct Inner {
     clock: ManualClock,
     rng: RefCell<SeededRng>,
     scheduled: Cell<u64>,
-    events: RefCell<BTreeMap<When, Action>>,
+    events: RefCell<BinaryHeap<Reverse<Event>>>,
 }
 
 /// A clock with a queue of events. Clones are the same.
@@ -36,7 +62,7 @@ impl VirtualTime {
             clock: ManualClock::default(),
             rng: RefCell::new(SeededRng::new(seed)),
             scheduled: Cell::new(0),
-            events: RefCell::new(BTreeMap::new()),
+            events: RefCell::new(BinaryHeap::new()),
         }))
     }
 
@@ -46,7 +72,7 @@ impl VirtualTime {
         let sequence = self.0.scheduled.get();
         self.0.scheduled.set(sequence + 1);
         let when = (at, self.0.rng.borrow_mut().next_u64(), sequence);
-        self.0.events.borrow_mut().insert(when, Box::new(action));
+        self.0.events.borrow_mut().push(Reverse(Event { when, action: Box::new(action) }));
     }
 
     /// Has `action` run after `delay`.
@@ -57,7 +83,7 @@ impl VirtualTime {
     /// When the next event happens.
     #[must_use]
     pub fn next_event(&self) -> Option<Time> {
-        self.0.events.borrow().first_key_value().map(|(when, _)| when.0)
+        self.0.events.borrow().peek().map(|Reverse(event)| event.when.0)
     }
 
     /// Moves time to `to`; the events due by then are run by [`run_due`](Self::run_due).
@@ -72,8 +98,8 @@ impl VirtualTime {
     pub fn run_due(&self) -> usize {
         let mut run = 0;
         while self.next_event().is_some_and(|at| at <= self.now()) {
-            let (_, action) = self.0.events.borrow_mut().pop_first().expect("an event is due");
-            action();
+            let Reverse(event) = self.0.events.borrow_mut().pop().expect("an event is due");
+            (event.action)();
             run += 1;
         }
         run
@@ -102,7 +128,7 @@ impl fmt::Debug for VirtualTime {
 }
 
 /// A part per million, the unit of drift.
-const MILLION: i128 = 1_000_000;
+const MILLION: u64 = 1_000_000;
 
 /// The clock of one director: it runs fast or slow against virtual time, and started at another origin.
 #[derive(Debug, Clone)]
@@ -126,19 +152,26 @@ impl DriftingClock {
     /// What this clock reads at virtual time `at`.
     #[must_use]
     pub fn reading_at(&self, at: Time) -> Time {
-        let nanos = i128::from(at.as_nanos());
-        let elapsed = nanos + (nanos * i128::from(self.drift_ppm)).div_euclid(MILLION);
-        Time::from_nanos(u64::try_from(elapsed).unwrap_or(u64::MAX)) + self.origin
+        // floor(nanos * drift / million), by million's quotient and remainder: products stay far within 64 bits.
+        let (whole, rest) = (at.as_nanos() / MILLION, at.as_nanos() % MILLION);
+        let drift = u64::from(self.drift_ppm.unsigned_abs());
+        let gain = whole * drift;
+        let elapsed = if self.drift_ppm < 0 {
+            at.as_nanos() - gain - (rest * drift).div_ceil(MILLION)
+        } else {
+            at.as_nanos().saturating_add(gain + rest * drift / MILLION)
+        };
+        Time::from_nanos(elapsed) + self.origin
     }
 
     /// The first virtual time at which this clock reads `reading` or more ([`Time::FAR_FUTURE`] if there is none).
     #[must_use]
     pub fn virtual_time_of(&self, reading: Time) -> Time {
         // elapsed(t) = floor(t * rate / million) >= wanted  <=>  t >= wanted * million / rate
-        let wanted = i128::from((reading - self.origin).as_nanos());
-        let rate = MILLION + i128::from(self.drift_ppm);
-        let at = (wanted * MILLION + rate - 1).div_euclid(rate);
-        Time::from_nanos(u64::try_from(at).unwrap_or(u64::MAX))
+        let wanted = (reading - self.origin).as_nanos();
+        let rate = MILLION.saturating_add_signed(i64::from(self.drift_ppm));
+        let (whole, rest) = (wanted / rate, wanted % rate);
+        Time::from_nanos(whole.saturating_mul(MILLION).saturating_add((rest * MILLION).div_ceil(rate)))
     }
 }
 
@@ -192,7 +225,7 @@ mod tests {
         let base = VirtualTime::new(1);
         for drift in [-10_000, -1, 0, 1, 10_000] {
             let clock = DriftingClock::new(base.clone(), drift, Duration::from_nanos(77));
-            for reading in [0, 77, 78, 1000, 123_456_789, 1 << 50] {
+            for reading in [0, 77, 78, 1000, 123_456_789, 1 << 50, (1 << 50) + 999_999] {
                 let reading = Time::from_nanos(reading);
                 let at = clock.virtual_time_of(reading);
                 assert!(clock.reading_at(at) >= reading, "{drift} {reading:?} {at:?}");
