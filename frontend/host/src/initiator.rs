@@ -92,6 +92,8 @@ struct Inner<P> {
     pool: FramePool,
     region: RegionHandle,
     path: Cell<Option<Path>>,
+    /// The path in use has answered a command with success.
+    served: Cell<bool>,
     path_changed: Signal,
     /// VIs that are to be given up.
     bad: Inbox<ViId>,
@@ -139,6 +141,7 @@ impl<P: Provider> Initiator<P> {
             pool: FramePool::new(memory),
             region,
             path: Cell::new(None),
+            served: Cell::new(false),
             path_changed: Signal::new(),
             bad: Inbox::new(64),
             connections: Inbox::new(64),
@@ -311,6 +314,7 @@ impl<P: Provider> Initiator<P> {
                 None => None,
             };
             if let Some(done) = done {
+                inner.served.set(inner.served.get() || answer.status().is_success());
                 // Nobody waits any more if the command timed out: its frames are free now.
                 let _ = inner.replies.complete(done.ticket, Some(answer));
             }
@@ -350,22 +354,31 @@ impl<P: Provider> Initiator<P> {
     async fn run_paths(self) {
         let inner = &*self.inner;
         let mut generation = inner.config.first_generation;
+        // Paths tried since one was of use. When all were, it is time to rest: a director that accepts sessions and is not the home
+        // answers so fast that trying on would be a storm.
+        let mut useless = 0;
         for index in (0..inner.config.paths.len()).cycle() {
-            generation += 1;
-            let Some(path) = self.connect(index, generation).await else {
+            if useless == inner.config.paths.len() {
+                useless = 0;
                 inner.handle.sleep(inner.config.retry_delay).await;
-                continue;
-            };
+            }
+            generation += 1;
+            useless += 1;
+            let Some(path) = self.connect(index, generation).await else { continue };
             inner
                 .quarantine
                 .borrow_mut()
                 .retain(|old| (old.path.index, old.path.incarnation) != (path.index, path.incarnation));
             self.count(|counters| counters.sessions += 1);
+            inner.served.set(false);
             inner.path.set(Some(path));
             inner.path_changed.notify_all();
             while inner.bad.next().await != path.vi {}
             if inner.path.get() == Some(path) {
                 self.leave(path, false);
+            }
+            if inner.served.get() {
+                useless = 0;
             }
             inner.endpoint.close(path.vi).await;
         }
