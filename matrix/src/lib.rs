@@ -3,6 +3,7 @@
 //!
 //! Logic above sees one trait, [`Provider`]; which transport lies behind it is decided where the process starts.
 
+pub mod bench;
 pub mod conformance;
 pub mod endpoint;
 pub mod frames;

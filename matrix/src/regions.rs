@@ -1,10 +1,15 @@
 //! The table of registered regions of one provider, and the two checks that every descriptor passes through: may this VI
 //! use that local memory, and may the peer of this VI reach that region.
 
+use std::cell::Cell;
+
 use crate::memory::{Memory, MemoryId, Segment};
 use crate::pieces::Piece;
 use crate::provider::{DescriptorError, ProtectionTag, RegionHandle, RemoteAccess, RemoteAddress, ResourceError};
 use crate::slots::Slots;
+
+/// No memory has this id, and no region this name.
+const NOTHING: (MemoryId, u32, u32) = (MemoryId(u32::MAX), u32::MAX, u32::MAX);
 
 /// One registration of one memory.
 #[derive(Debug)]
@@ -59,6 +64,8 @@ pub(crate) struct Regions {
     table: Slots<Region>,
     /// Sorted: which entry lets VIs of a tag use a memory. Several may; any one does.
     by_memory: Vec<(MemoryId, u32, u32)>,
+    /// The entry of it that was last looked up: most descriptors use the memory of the one before.
+    last_used: Cell<(MemoryId, u32, u32)>,
 }
 
 impl Regions {
@@ -68,6 +75,7 @@ impl Regions {
             incarnation: u32::from_le_bytes([low[0], low[1], low[2], low[3]]),
             table: Slots::new(capacity),
             by_memory: Vec::with_capacity(usize::from(capacity)),
+            last_used: Cell::new(NOTHING),
         }
     }
 
@@ -89,6 +97,7 @@ impl Regions {
         let entry = (region.memory.id(), region.tag.0, handle.index);
         let place = self.by_memory.binary_search(&entry).expect("each region stands in the index");
         self.by_memory.remove(place);
+        self.last_used.set(NOTHING);
         Ok(region)
     }
 
@@ -103,12 +112,19 @@ impl Regions {
         tag: ProtectionTag,
         how: LocalUse,
     ) -> Result<&Memory, DescriptorError> {
-        let place = self.by_memory.partition_point(|&entry| entry < (segment.memory, tag.0, 0));
-        let &(memory, found_tag, index) = self.by_memory.get(place).ok_or(DescriptorError::LocalProtection)?;
-        if (memory, found_tag) != (segment.memory, tag.0) {
-            return Err(DescriptorError::LocalProtection);
-        }
-        let memory = &self.table.get(index).expect("the index names regions that are there").memory;
+        let wanted = (segment.memory, tag.0);
+        let (memory, found_tag, index) = match self.last_used.get() {
+            last if (last.0, last.1) == wanted => last,
+            _ => {
+                let place = self.by_memory.partition_point(|&entry| entry < (segment.memory, tag.0, 0));
+                *self.by_memory.get(place).ok_or(DescriptorError::LocalProtection)?
+            }
+        };
+        let memory = match self.table.get(index) {
+            Some(region) if (memory, found_tag) == wanted => &region.memory,
+            _ => return Err(DescriptorError::LocalProtection),
+        };
+        self.last_used.set((wanted.0, wanted.1, index));
         let inside = memory.segment(segment.offset, segment.len).is_ok();
         if !inside || (how == LocalUse::Target && !memory.writable()) {
             return Err(DescriptorError::LocalProtection);

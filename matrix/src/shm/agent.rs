@@ -8,6 +8,7 @@ mod peer;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -157,6 +158,8 @@ pub(super) struct AgentHandle {
     /// `None` once the agent is to stop.
     commands: Option<SyncSender<Command>>,
     notices: Receiver<Notice>,
+    /// Notices may wait.
+    told: Arc<AtomicBool>,
     alarm: Arc<EventFd>,
     /// Readable when notices wait.
     pub(super) notice_alarm: Arc<EventFd>,
@@ -172,6 +175,7 @@ impl AgentHandle {
         let notice_alarm = Arc::new(EventFd::from_flags(flags)?);
         let (commands, command_receiver) = sync_channel(QUEUE);
         let (notice_sender, notices) = sync_channel(QUEUE);
+        let told = Arc::new(AtomicBool::new(false));
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let listener = socket::listen_at(&path)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
@@ -182,7 +186,7 @@ impl AgentHandle {
             deaf_until: None,
             commands: command_receiver,
             alarm: Arc::clone(&alarm),
-            notices: Notices { sender: notice_sender, alarm: Arc::clone(&notice_alarm) },
+            notices: Notices { sender: notice_sender, told: Arc::clone(&told), alarm: Arc::clone(&notice_alarm) },
             status: socket::read_only(status.fd().expect("the status is a file"))?,
             shape,
             geometry: Geometry { entries: limits.ring_entries, data: limits.ring_data_bytes },
@@ -192,7 +196,7 @@ impl AgentHandle {
         };
         let name = "dyad-agent".to_owned();
         let thread = std::thread::Builder::new().name(name).spawn(move || agent.run()).map_err(|_| Errno::EAGAIN)?;
-        Ok(Self { commands: Some(commands), notices, alarm, notice_alarm, thread: Some(thread), path })
+        Ok(Self { commands: Some(commands), notices, told, alarm, notice_alarm, thread: Some(thread), path })
     }
 
     /// Gives it a command, or gives the command back if too many wait.
@@ -209,7 +213,16 @@ impl AgentHandle {
     }
 
     pub(super) fn next_notice(&self) -> Option<Notice> {
-        self.notices.try_recv().ok()
+        // To look into an empty channel costs a full fence, to look at this nothing.
+        if !self.told.load(Ordering::Acquire) {
+            return None;
+        }
+        let notice = self.notices.try_recv().ok();
+        if notice.is_none() {
+            self.told.store(false, Ordering::SeqCst);
+            return self.notices.try_recv().ok().inspect(|_| self.told.store(true, Ordering::Release));
+        }
+        notice
     }
 }
 
@@ -265,6 +278,7 @@ struct Call {
 /// Where notices go. Waits for room: a reactor that does not poll gets no more of them.
 struct Notices {
     sender: SyncSender<Notice>,
+    told: Arc<AtomicBool>,
     alarm: Arc<EventFd>,
 }
 
@@ -272,6 +286,7 @@ impl Notices {
     fn tell(&self, notice: Notice) {
         // Fails only when the reactor's end is gone; then the agent is about to stop.
         if self.sender.send(notice).is_ok() {
+            self.told.store(true, Ordering::SeqCst);
             let _ = self.alarm.write(1);
         }
     }

@@ -102,8 +102,10 @@ pub(super) struct Link {
     /// Bytes of the message that is arriving, and whether the rest of it is to be thrown away.
     arrived: u32,
     dropping: bool,
-    /// Something was published or consumed since the peer was last woken.
+    /// Something was published since the last full fence, and the peer may be asleep.
     stirred: bool,
+    /// Entries were taken that the peer was not told of.
+    owes_consumed: bool,
 }
 
 impl Link {
@@ -126,6 +128,7 @@ impl Link {
             arrived: 0,
             dropping: false,
             stirred: false,
+            owes_consumed: false,
         })
     }
 
@@ -160,8 +163,13 @@ impl Link {
         memories
     }
 
-    /// Wakes the peer if it sleeps and something happened that it waits for.
+    /// Wakes the peer if it sleeps and something happened that it waits for. Once per turn and not per message: the fence
+    /// waits until all stores have reached the peer's cache, which is as long as a message takes.
     pub(super) fn stir(&mut self) {
+        if std::mem::take(&mut self.owes_consumed) {
+            self.consumer.publish();
+            self.stirred = true;
+        }
         if std::mem::take(&mut self.stirred) {
             fence(Ordering::SeqCst);
             if self.peer.is_asleep() {
@@ -215,8 +223,7 @@ impl Link {
         let immediate = if more { None } else { item.immediate };
         let header = Header { len, more, written: false, immediate };
         let from = Local { segments, ours, tag: self.tag };
-        let end = self.producer.push(header, |channel, at| from.gather(moved, len, channel, at))?;
-        self.stirred = true;
+        let end = self.push(header, |channel, at| from.gather(moved, len, channel, at))?;
         item.progress = match (more, self.reliability) {
             (true, _) => Progress::Begun(moved + len),
             (false, Reliability::ReliableReception) => Progress::InRing(end),
@@ -237,6 +244,10 @@ impl Link {
         let Some(region) = self.reach(at, item.len, how)? else { return Ok(Step::NoRegion) };
         let (memory, handle) = (&region.memory, region.handle);
         if moved < item.len {
+            if self.stirred {
+                // Every message before it is published before the look (Order, in the module above).
+                fence(Ordering::SeqCst);
+            }
             self.check_open(handle)?;
             let len = (item.len - moved).min(u32::try_from(RDMA_STEP).expect("it is small"));
             let (local, offset) = (Local { segments, ours, tag: self.tag }, at.offset + u64::from(moved));
@@ -258,8 +269,7 @@ impl Link {
         item.progress = Progress::Done(Ok(item.len));
         if notice.is_some() {
             let header = Header { len: 0, more: false, written: true, immediate: notice };
-            let end = self.producer.push(header, |_, _| Ok::<(), DescriptorError>(()))?;
-            self.stirred = true;
+            let end = self.push(header, |_, _| Ok(()))?;
             if self.reliability == Reliability::ReliableReception {
                 item.progress = Progress::InRing(end);
             }
@@ -310,6 +320,7 @@ impl Link {
     ) -> Result<Incoming, Garbage> {
         let Some(arrived) = self.consumer.peek()? else { return Ok(Incoming::Nothing) };
         let Header { len, more, written, immediate } = arrived.header;
+        self.producer.learn(arrived.consumed)?;
         if written && (self.arrived > 0 || self.dropping) {
             return Err(Garbage);
         }
@@ -347,7 +358,19 @@ impl Link {
 
     fn pop(&mut self, arrived: &Arrived) {
         self.consumer.pop(arrived);
+        self.owes_consumed = true;
+    }
+
+    /// Publishes an entry; returns the number of entries so far.
+    fn push(
+        &mut self,
+        header: Header,
+        fill: impl FnOnce(&Memory, u64) -> Result<(), DescriptorError>,
+    ) -> Result<u32, DescriptorError> {
+        let end = self.producer.push(header, self.consumer.consumed(), fill)?;
+        self.owes_consumed = false;
         self.stirred = true;
+        Ok(end)
     }
 }
 

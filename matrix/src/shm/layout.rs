@@ -14,10 +14,10 @@
 //! | offset | size | what |
 //! |---|---|---|
 //! | 0 | 4 | `stamp`: 1 + the entry's number, modulo 2^32; stored last |
-//! | 4 | 2 | flags |
-//! | 6 | 2 | zero |
-//! | 8 | 4 | length of the payload |
-//! | 12 | 4 | immediate data |
+//! | 4 | 3 | length of the payload |
+//! | 7 | 1 | flags |
+//! | 8 | 4 | immediate data |
+//! | 12 | 4 | what the sender's `consumed` is by now, so that who answers need not store it as well |
 //! | 16 | 112 | the payload, if it fits |
 //!
 //! A longer payload lies in the data area: at the next multiple of 64 behind the one before, or at the area's start if it
@@ -38,16 +38,16 @@ pub(super) const INLINE_MAX: u32 = 112;
 pub(super) const LINE: u64 = 64;
 
 pub(super) const ENTRY_STAMP: u64 = 0;
-pub(super) const ENTRY_LENGTH: u64 = 8;
+pub(super) const ENTRY_WORDS: u64 = 8;
 pub(super) const ENTRY_INLINE: u64 = 16;
 const _: () = assert!(ENTRY_INLINE + INLINE_MAX as u64 == ENTRY_BYTES);
 
 /// The payload goes on in the next entry.
-pub(super) const FLAG_MORE: u16 = 1;
+pub(super) const FLAG_MORE: u8 = 1;
 /// The entry carries immediate data.
-pub(super) const FLAG_IMMEDIATE: u16 = 2;
+pub(super) const FLAG_IMMEDIATE: u8 = 2;
 /// No message but the notice of an RDMA write that carries immediate data.
-pub(super) const FLAG_WRITTEN: u16 = 4;
+pub(super) const FLAG_WRITTEN: u8 = 4;
 
 const CHANNEL_HEADER: u64 = 0x1000;
 
@@ -90,6 +90,7 @@ impl Geometry {
     /// Sizes that a peer may ask for.
     pub(super) fn is_sane(self) -> bool {
         let entries = self.entries.is_power_of_two() && (2..=1 << 16).contains(&self.entries);
+        // The length of a payload has 24 bits.
         entries && self.data.is_power_of_two() && (1 << 12..=1 << 26).contains(&self.data)
     }
 

@@ -5,7 +5,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use super::agent::{Command, ConnectionName, Notice, Wire};
 use super::connection::Link;
 use super::doorbell_data;
-use super::state::{Export, State};
+use super::state::{Expecting, Export, State};
 use crate::memory::Memory;
 use crate::provider::{BrokenReason, Event, PrivateData, RefusedReason, RegionHandle, RemoteAccess, RequestId, ViId};
 use crate::vi_state::ViEvent;
@@ -39,7 +39,7 @@ impl State {
             Notice::Exported { vi, region, memory, access } => {
                 let there = self.vis.get_mut(vi.0).map(|vi| (&mut vi.expecting, &mut vi.link));
                 if let Some((expecting, Some(link))) = there {
-                    *expecting = false;
+                    *expecting = Expecting::No;
                     if !link.add_region(region, memory, access) {
                         self.break_vi(vi, BrokenReason::Protocol);
                     }

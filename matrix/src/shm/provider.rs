@@ -138,7 +138,7 @@ impl Provider for ShmProvider {
 
     fn post_send(&self, vi: ViId, descriptor: &Descriptor<'_>) -> Result<(), PostError> {
         self.with(|state| {
-            let State { vis, regions, .. } = state;
+            let State { vis, regions, cqs, .. } = state;
             let there = vis.get_mut(vi.0).ok_or(PostError::NoSuchVi)?;
             let (how, len) = admit_send(descriptor, &there.attributes, &CAPABILITIES, there.state)?;
             if there.sends.is_full() {
@@ -153,7 +153,10 @@ impl Provider for ShmProvider {
             let Descriptor { operation, cookie, .. } = *descriptor;
             let item = SendItem { cookie, operation, immediate, len: len.unwrap_or(0), progress };
             there.sends.push(item, descriptor.segments);
-            state.move_on(vi);
+            // What can be done is done at once.
+            if let Err(why) = there.send(vi, cqs, regions, false) {
+                state.break_vi(vi, why);
+            }
             Ok(())
         })
     }
@@ -231,18 +234,6 @@ impl State {
         // From the first byte on: the peer may be connected before we hear of it.
         self.status.open_vi(vi);
         Ok(there)
-    }
-
-    /// Does what can be done at once.
-    fn move_on(&mut self, vi: ViId) {
-        match self.send(vi) {
-            Ok(_) => {
-                if let Some(link) = self.vis.get_mut(vi.0).and_then(|vi| vi.link.as_mut()) {
-                    link.stir();
-                }
-            }
-            Err(why) => self.break_vi(vi, why),
-        }
     }
 
     fn deregister(&mut self, region: RegionHandle) -> Result<Region, ResourceError> {

@@ -5,12 +5,12 @@
 //! - an entry is there when its stamp is; the sender stores the stamp last, so a sender that died in the middle of an
 //!   entry left nothing;
 //! - the sender overwrites an entry, or payload, only when `consumed` says that the receiver is done with it, and a
-//!   `consumed` that runs ahead or back is garbage;
+//!   `consumed` that runs ahead of it is garbage;
 //! - what an end needs to know of its own progress it keeps in its own memory.
 
 use super::layout::{
-    ENTRY_BYTES, ENTRY_INLINE, ENTRY_LENGTH, ENTRY_STAMP, FLAG_IMMEDIATE, FLAG_MORE, FLAG_WRITTEN, Geometry,
-    INLINE_MAX, LINE, RingPlace,
+    ENTRY_BYTES, ENTRY_INLINE, ENTRY_STAMP, ENTRY_WORDS, FLAG_IMMEDIATE, FLAG_MORE, FLAG_WRITTEN, Geometry, INLINE_MAX,
+    LINE, RingPlace,
 };
 
 /// The memory that a ring lies in; offsets and alignment are right. (The loom model brings another.)
@@ -23,6 +23,8 @@ pub(super) trait Shared {
     fn put_u32(&self, at: u64, value: u32);
     /// A releasing store.
     fn put_u64(&self, at: u64, value: u64);
+    /// The line at `at` will be read soon.
+    fn prefetch(&self, at: u64);
 }
 
 impl Shared for crate::memory::Memory {
@@ -40,6 +42,10 @@ impl Shared for crate::memory::Memory {
 
     fn put_u64(&self, at: u64, value: u64) {
         self.store_u64(at, value).expect("the channel is as long as its geometry says");
+    }
+
+    fn prefetch(&self, at: u64) {
+        self.prefetch(at);
     }
 }
 
@@ -96,9 +102,13 @@ impl<M: Shared> Producer<M> {
 
     /// Looks how far the receiver is; returns whether it moved.
     pub(super) fn refresh(&mut self) -> Result<bool, Garbage> {
-        let consumed = self.memory.get_u32(self.ring.consumed);
+        self.learn(self.memory.get_u32(self.ring.consumed))
+    }
+
+    /// The receiver says how far it is; it may have said more before. Returns whether it moved.
+    pub(super) fn learn(&mut self, consumed: u32) -> Result<bool, Garbage> {
         let moved = consumed.wrapping_sub(self.consumed);
-        if moved == 0 {
+        if moved == 0 || self.is_consumed(consumed) {
             return Ok(false);
         }
         if moved > self.produced.wrapping_sub(self.consumed) {
@@ -123,8 +133,14 @@ impl<M: Shared> Producer<M> {
             && (len <= INLINE_MAX || end - self.data_head <= u64::from(self.geometry.data))
     }
 
-    /// Publishes an entry whose payload `fill` puts at the offset it is given; returns the number of entries so far.
-    pub(super) fn push<E>(&mut self, header: Header, fill: impl FnOnce(&M, u64) -> Result<(), E>) -> Result<u32, E> {
+    /// Publishes an entry whose payload `fill` puts at the offset it is given, and with it how far we are with the peer's
+    /// ring; returns the number of entries so far.
+    pub(super) fn push<E>(
+        &mut self,
+        header: Header,
+        consumed: u32,
+        fill: impl FnOnce(&M, u64) -> Result<(), E>,
+    ) -> Result<u32, E> {
         assert!(self.has_room(header.len) && header.len <= self.geometry.payload_max(), "asked before");
         let entry = self.ring.entries + ENTRY_BYTES * self.slot(self.produced) as u64;
         let mut data_tail = self.data_tail;
@@ -144,9 +160,10 @@ impl<M: Shared> Producer<M> {
         let flags = flag(header.more, FLAG_MORE)
             | flag(header.written, FLAG_WRITTEN)
             | flag(header.immediate.is_some(), FLAG_IMMEDIATE);
-        let immediate = header.immediate.unwrap_or(0);
-        self.memory.put_u64(entry + ENTRY_LENGTH, u64::from(immediate) << 32 | u64::from(header.len));
-        self.memory.put_u64(entry + ENTRY_STAMP, u64::from(flags) << 32 | u64::from(self.produced));
+        let words = u64::from(consumed) << 32 | u64::from(header.immediate.unwrap_or(0));
+        self.memory.put_u64(entry + ENTRY_WORDS, words);
+        let first = u64::from(flags) << 56 | u64::from(header.len) << 32 | u64::from(self.produced);
+        self.memory.put_u64(entry + ENTRY_STAMP, first);
         Ok(self.produced)
     }
 
@@ -159,6 +176,8 @@ impl<M: Shared> Producer<M> {
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) struct Arrived {
     pub(super) header: Header,
+    /// How far its sender was with our ring.
+    pub(super) consumed: u32,
     /// Where its payload lies in the channel.
     pub(super) payload: u64,
     data_position: u64,
@@ -188,16 +207,17 @@ impl<M: Shared> Consumer<M> {
     pub(super) fn peek(&self) -> Result<Option<Arrived>, Garbage> {
         let slot = u64::from(self.consumed & (self.geometry.entries - 1));
         let entry = self.ring.entries + ENTRY_BYTES * slot;
+        // Both lines of the entry travel at the same time.
+        self.memory.prefetch(entry + LINE);
         let first = self.memory.get_u64(entry + ENTRY_STAMP);
-        let [s0, s1, s2, s3, f0, f1, z0, z1] = first.to_le_bytes();
+        let [s0, s1, s2, s3, l0, l1, l2, flags] = first.to_le_bytes();
         if u32::from_le_bytes([s0, s1, s2, s3]) != self.consumed.wrapping_add(1) {
             return Ok(None);
         }
-        let flags = u16::from_le_bytes([f0, f1]);
-        let [l0, l1, l2, l3, i0, i1, i2, i3] = self.memory.get_u64(entry + ENTRY_LENGTH).to_le_bytes();
-        let len = u32::from_le_bytes([l0, l1, l2, l3]);
-        let is = |flag| flags & flag != 0;
-        let known = flags & !(FLAG_MORE | FLAG_IMMEDIATE | FLAG_WRITTEN) == 0 && [z0, z1] == [0, 0];
+        let len = u32::from_le_bytes([l0, l1, l2, 0]);
+        let [i0, i1, i2, i3, c0, c1, c2, c3] = self.memory.get_u64(entry + ENTRY_WORDS).to_le_bytes();
+        let is = |flag: u8| flags & flag != 0;
+        let known = flags & !(FLAG_MORE | FLAG_IMMEDIATE | FLAG_WRITTEN) == 0;
         let whole = !is(FLAG_MORE) || (len > 0 && !is(FLAG_IMMEDIATE) && !is(FLAG_WRITTEN));
         let notice = !is(FLAG_WRITTEN) || (len == 0 && is(FLAG_IMMEDIATE));
         if !known || !whole || !notice || len > self.geometry.payload_max() {
@@ -211,13 +231,24 @@ impl<M: Shared> Consumer<M> {
         };
         let immediate = is(FLAG_IMMEDIATE).then(|| u32::from_le_bytes([i0, i1, i2, i3]));
         let header = Header { len, more: is(FLAG_MORE), written: is(FLAG_WRITTEN), immediate };
-        Ok(Some(Arrived { header, payload, data_position }))
+        let consumed = u32::from_le_bytes([c0, c1, c2, c3]);
+        Ok(Some(Arrived { header, consumed, payload, data_position }))
     }
 
-    /// Is done with the entry that [`Self::peek`] showed: its payload is wherever it belongs.
+    /// Is done with the entry that [`Self::peek`] showed: its payload is wherever it belongs. The sender learns it from
+    /// the next entry that goes its way, or from [`Self::publish`].
     pub(super) fn pop(&mut self, arrived: &Arrived) {
         self.consumed = self.consumed.wrapping_add(1);
         self.data_position = arrived.data_position;
+    }
+
+    /// Entries taken so far, modulo 2^32.
+    pub(super) fn consumed(&self) -> u32 {
+        self.consumed
+    }
+
+    /// Says how far we are.
+    pub(super) fn publish(&self) {
         self.memory.put_u32(self.ring.consumed, self.consumed);
     }
 }

@@ -15,8 +15,8 @@ use super::status::OwnStatus;
 use crate::completion::CompletionQueue;
 use crate::memory::MemoryId;
 use crate::provider::{
-    BrokenReason, Completion, DescriptorError, Discriminator, Event, RegionHandle, Reliability, ViAttributes, ViId,
-    WorkQueue,
+    BrokenReason, Completion, DescriptorError, Discriminator, Event, RegionHandle, Reliability, SendOperation,
+    ViAttributes, ViId, WorkQueue,
 };
 use crate::regions::Regions;
 use crate::slots::Slots;
@@ -31,7 +31,7 @@ pub(super) struct State {
     /// Commands that the agent had no room for.
     waiting_commands: VecDeque<Command>,
     pub(super) regions: Regions,
-    pub(super) cqs: Slots<CompletionQueue>,
+    pub(super) cqs: Queues,
     pub(super) vis: Slots<Vi>,
     pub(super) listeners: BTreeSet<Discriminator>,
     pub(super) requests: BTreeMap<ConnectionName, Reliability>,
@@ -62,9 +62,19 @@ pub(super) struct Vi {
     pub(super) begun: usize,
     /// A send failed; what was posted behind it will be flushed.
     pub(super) poisoned: bool,
-    /// The agent watches that an announced region arrives.
-    pub(super) expecting: bool,
+    pub(super) expecting: Expecting,
 }
+
+/// Whether a send waits for a region that the peer has announced.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub(super) enum Expecting {
+    No,
+    Yes,
+    /// And the agent watches that it arrives.
+    Told,
+}
+
+type Queues = Slots<CompletionQueue>;
 
 impl Vi {
     pub(super) fn new(attributes: &ViAttributes) -> Self {
@@ -77,12 +87,96 @@ impl Vi {
             receives: WorkItems::new(attributes.receive_depth),
             begun: 0,
             poisoned: false,
-            expecting: false,
+            expecting: Expecting::No,
         }
     }
 
     fn is_reliable(&self) -> bool {
         self.attributes.reliability != Reliability::UnreliableDelivery
+    }
+
+    /// Whether the agent is to be told that a region is waited for.
+    fn expects(&self) -> bool {
+        self.expecting == Expecting::Yes
+    }
+
+    /// Takes up to `most` entries from the peer.
+    fn receive(&mut self, vi: ViId, cqs: &mut Queues, regions: &Regions, most: usize) -> Result<usize, BrokenReason> {
+        let reliable = self.is_reliable();
+        let Self { link: Some(link), receives, attributes, .. } = self else { return Ok(0) };
+        for taken in 0..most {
+            match link.take_incoming(receives, regions) {
+                Err(Garbage) => return Err(BrokenReason::Protocol),
+                Ok(Incoming::Nothing) => return Ok(taken),
+                Ok(Incoming::Part | Incoming::Dropped) => {}
+                Ok(Incoming::Complete(result, immediate)) => {
+                    let cookie = receives.pop().expect("it was just filled").cookie;
+                    let cq = cqs.get_mut(attributes.receive_cq.0).expect("queues outlive VIs");
+                    cq.push(Completion { vi, queue: WorkQueue::Receive, cookie, result, immediate });
+                    if result.is_err() && reliable {
+                        return Err(BrokenReason::Protocol);
+                    }
+                }
+            }
+        }
+        Ok(most)
+    }
+
+    /// Moves the sends on as far as they go, and completes those that are done; `look`s first how far the peer is.
+    pub(super) fn send(
+        &mut self,
+        vi: ViId,
+        cqs: &mut Queues,
+        regions: &Regions,
+        look: bool,
+    ) -> Result<usize, BrokenReason> {
+        let reliable = self.is_reliable();
+        let Self { link: Some(link), sends, begun, poisoned, attributes, expecting, .. } = self else { return Ok(0) };
+        if sends.front().is_none() {
+            return Ok(0);
+        }
+        let mut work = 0;
+        if look {
+            work += usize::from(link.refresh().map_err(|Garbage| BrokenReason::Protocol)?);
+        }
+        while !*poisoned && let Some((item, segments)) = sends.get_mut(*begun) {
+            match link.advance(item, segments, regions) {
+                Step::Done => {
+                    *poisoned = reliable && matches!(item.progress, Progress::Done(Err(_)));
+                    *begun += 1;
+                    work += 1;
+                }
+                Step::Again => {
+                    work += 1;
+                    if work >= TURN || !matches!(item.operation, SendOperation::Send) {
+                        break;
+                    }
+                }
+                Step::NoRoom => break,
+                Step::NoRegion => {
+                    if *expecting == Expecting::No {
+                        *expecting = Expecting::Yes;
+                    }
+                    break;
+                }
+            }
+        }
+        while let Some(item) = sends.front() {
+            let result = match item.progress {
+                Progress::Done(result) => result,
+                Progress::InRing(end) if link.is_consumed(end) && link.is_peer_open() => Ok(item.len),
+                Progress::InRing(_) | Progress::Begun(_) => break,
+            };
+            let cq = cqs.get_mut(attributes.send_cq.0).expect("queues outlive VIs");
+            cq.push(Completion { vi, queue: WorkQueue::Send, cookie: item.cookie, result, immediate: None });
+            sends.pop();
+            *begun -= 1;
+            work += 1;
+            if result.is_err() && reliable {
+                return Err(BrokenReason::Protocol);
+            }
+        }
+        Ok(work)
     }
 }
 
@@ -132,11 +226,20 @@ impl State {
 
     /// Sends, completes and receives on one VI; returns how much.
     fn poll_vi(&mut self, vi: ViId) -> usize {
-        let before = self.receive(vi, TURN).and_then(|received| Ok(received + self.send(vi)?));
-        match before {
+        let Self { vis, cqs, regions, .. } = self;
+        let Some(there) = vis.get_mut(vi.0) else { return 0 };
+        if let Some(link) = &mut there.link {
+            // For what this turn's poll and tasks do there is the next turn: a reactor polls before it sleeps.
+            link.stir();
+        }
+        // Receiving comes last: whoever waits for a message waits for nothing else.
+        let work =
+            there.send(vi, cqs, regions, true).and_then(|sent| Ok(sent + there.receive(vi, cqs, regions, TURN)?));
+        let expects = there.expects();
+        match work {
             Ok(work) => {
-                if let Some(link) = self.vis.get_mut(vi.0).and_then(|vi| vi.link.as_mut()) {
-                    link.stir();
+                if expects {
+                    self.expect_region(vi);
                 }
                 work
             }
@@ -147,89 +250,20 @@ impl State {
         }
     }
 
-    /// Takes up to `most` entries from the peer.
-    pub(super) fn receive(&mut self, vi: ViId, most: usize) -> Result<usize, BrokenReason> {
-        let Self { vis, cqs, regions, .. } = self;
-        let Some(there) = vis.get_mut(vi.0) else { return Ok(0) };
-        let reliable = there.is_reliable();
-        let Vi { link: Some(link), receives, attributes, .. } = there else { return Ok(0) };
-        for taken in 0..most {
-            match link.take_incoming(receives, regions) {
-                Err(Garbage) => return Err(BrokenReason::Protocol),
-                Ok(Incoming::Nothing) => return Ok(taken),
-                Ok(Incoming::Part | Incoming::Dropped) => {}
-                Ok(Incoming::Complete(result, immediate)) => {
-                    let cookie = receives.pop().expect("it was just filled").cookie;
-                    let cq = cqs.get_mut(attributes.receive_cq.0).expect("queues outlive VIs");
-                    cq.push(Completion { vi, queue: WorkQueue::Receive, cookie, result, immediate });
-                    if result.is_err() && reliable {
-                        return Err(BrokenReason::Protocol);
-                    }
-                }
-            }
-        }
-        Ok(most)
-    }
-
     /// Takes all that the peer has sent until now, as far as receives are posted.
     pub(super) fn drain(&mut self, vi: ViId) -> Result<(), BrokenReason> {
-        let there = self.vis.get(vi.0).and_then(|vi| vi.link.as_ref());
-        let published = there.map_or(0, |link| link.published_max());
-        self.receive(vi, published).map(drop)
+        let Self { vis, cqs, regions, .. } = self;
+        let Some(there) = vis.get_mut(vi.0) else { return Ok(()) };
+        let published = there.link.as_ref().map_or(0, |link| link.published_max());
+        there.receive(vi, cqs, regions, published).map(drop)
     }
 
-    /// Moves the sends on as far as they go, and completes those that are done.
-    pub(super) fn send(&mut self, vi: ViId) -> Result<usize, BrokenReason> {
-        let Self { vis, cqs, regions, .. } = self;
-        let Some(there) = vis.get_mut(vi.0) else { return Ok(0) };
-        let reliable = there.is_reliable();
-        let Vi { link: Some(link), sends, begun, poisoned, .. } = there else { return Ok(0) };
-        let mut work = 0;
-        let mut expects = false;
-        let moved = link.refresh().map_err(|Garbage| BrokenReason::Protocol)?;
-        work += usize::from(moved);
-        while !*poisoned && let Some((item, segments)) = sends.get_mut(*begun) {
-            match link.advance(item, segments, regions) {
-                Step::Done => {
-                    *poisoned = reliable && matches!(item.progress, Progress::Done(Err(_)));
-                    *begun += 1;
-                    work += 1;
-                }
-                Step::Again => {
-                    work += 1;
-                    if work >= TURN || !matches!(item.operation, crate::provider::SendOperation::Send) {
-                        break;
-                    }
-                }
-                Step::NoRoom => break,
-                Step::NoRegion => {
-                    expects = true;
-                    break;
-                }
-            }
-        }
-        let cq = there.attributes.send_cq;
-        let cq = cqs.get_mut(cq.0).expect("queues outlive VIs");
-        while let Some(item) = sends.front() {
-            let result = match item.progress {
-                Progress::Done(result) => result,
-                Progress::InRing(end) if link.is_consumed(end) && link.is_peer_open() => Ok(item.len),
-                Progress::InRing(_) | Progress::Begun(_) => break,
-            };
-            cq.push(Completion { vi, queue: WorkQueue::Send, cookie: item.cookie, result, immediate: None });
-            sends.pop();
-            *begun -= 1;
-            work += 1;
-            if result.is_err() && reliable {
-                return Err(BrokenReason::Protocol);
-            }
-        }
-        if expects && !there.expecting {
-            there.expecting = true;
-            let connection = there.connection.expect("a linked VI has a connection");
-            self.command(Command::Expect { connection });
-        }
-        Ok(work)
+    /// Has the agent watch that a region arrives which was announced.
+    fn expect_region(&mut self, vi: ViId) {
+        let there = self.vis.get_mut(vi.0).expect("it was just there");
+        there.expecting = Expecting::Told;
+        let connection = there.connection.expect("a linked VI has a connection");
+        self.command(Command::Expect { connection });
     }
 
     /// Ends the connection of a VI: closes it to the peer, takes what had arrived, completes the rest, and tells.
