@@ -1,6 +1,6 @@
 //! A PCI function behind a vfio-user socket, as a [`PciFunction`].
 //!
-//! Register accesses are questions with answers over the socket, each within two seconds; a server that does not answer in time, or talks nonsense, is gone for
+//! Register accesses are questions with answers over the socket, each within a second; a server that does not answer in time, or talks nonsense, is gone for
 //! good. Doorbells, MSI-X mask and DMA are memory.
 //!
 //! What cannot be promised: a server *process* that was stopped (SIGSTOP) in the middle of copying to or from our
@@ -25,8 +25,11 @@ use super::wire::{self, Access, Dma, RegionInfo, command, flag, message, vfio};
 use crate::emulator::{BAR_BYTES, DOORBELL_PAGE, MSIX_CONTROL};
 use crate::pci::{BusAddress, DmaError, PciFunction};
 
-/// Longest wait for an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for an answer while connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest wait for an answer afterwards: the reactor waits with us, but asks only at bring-up and when commands are overdue.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where bus addresses begin; each memory starts at a multiple of [`ALIGNMENT`].
 const FIRST_ADDRESS: u64 = 1 << 32;
@@ -78,8 +81,7 @@ impl VfioUserFunction {
     pub fn connect(path: &Path) -> Result<Self, ConnectError> {
         let stream = UnixStream::connect(path)
             .map_err(|e| ConnectError::NoListener(Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
-        let bounded = stream.set_read_timeout(Some(ANSWER_TIMEOUT)).and(stream.set_write_timeout(Some(ANSWER_TIMEOUT)));
-        bounded.map_err(|_| ConnectError::Silent)?;
+        bound(&stream, CONNECT_TIMEOUT)?;
         let mut receiver = Receiver::default();
         let mut ask = |id, command, payload: &[u8], fds: &[BorrowedFd<'_>]| {
             exchange(&stream, &mut receiver, id, command, payload, fds)
@@ -109,6 +111,7 @@ impl VfioUserFunction {
             .map_err(|_| ConnectError::NotADevice("no eventfd left"))?;
         let trigger = wire::words(&[20, vfio::SET_EVENTFD | vfio::SET_TRIGGER, vfio::IRQ_MSIX, 0, 1]);
         ask(3, command::DEVICE_SET_IRQS, &trigger, &[interrupt.as_fd()]).map_err(ConnectError::from)?;
+        bound(&stream, ANSWER_TIMEOUT)?;
         let access = Access { offset: u64::from(register::INTMS), region: vfio::BAR0, count: 4 };
         Ok(Self {
             stream,
@@ -156,6 +159,12 @@ impl VfioUserFunction {
         let value = answer.ok().and_then(|m| m.payload.get(Access::BYTES..).and_then(|data| data.try_into().ok()));
         value.unwrap_or([0xff; N])
     }
+}
+
+/// No question waits longer than this.
+fn bound(stream: &UnixStream, timeout: Duration) -> Result<(), ConnectError> {
+    let bounded = stream.set_read_timeout(Some(timeout)).and(stream.set_write_timeout(Some(timeout)));
+    bounded.map_err(|_| ConnectError::Silent)
 }
 
 /// A question without the answer that was hoped for.

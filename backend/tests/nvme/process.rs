@@ -55,6 +55,12 @@ impl Role {
         }
     }
 
+    /// Stops it at whatever it is doing.
+    pub(crate) fn stop(&self) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+    }
+
     /// Ends it as `kill -9` does.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dyad_backend::device::{Device, DeviceError, Io, ReservationKey, ReservationOp, ReservationType};
+use dyad_backend::device::{Device, DeviceError, Io, ReservationKey, ReservationOp, ReservationType, SubmitError};
 use dyad_backend::driver::{Driver, block_on};
 use dyad_backend::shelf::socket_path;
 use dyad_backend::vfio_user::{ConnectError, VfioUserFunction};
@@ -122,6 +122,48 @@ fn a_killed_shelf_is_an_error_and_no_hang() {
     let _shelf = Role::start("shelf", directory.path());
     let again = Side::new(directory.path(), 0, A);
     assert_eq!(again.read(1), Ok(0), "memory is gone with its process");
+}
+
+#[test]
+fn a_shelf_that_dies_or_stops_under_load_ends_every_command() {
+    for stopped in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let shelf = Role::start("shelf", directory.path());
+        let a = Side::new(directory.path(), 0, A);
+        let segments = [a.memory.segment(0, 64 * 4096).unwrap()];
+        let mut commands = std::collections::VecDeque::new();
+        let mut done = 0;
+        let mut shelf = Some(shelf);
+        let mut still_there = None;
+        let failed = loop {
+            match a.driver.submit(Io::Write { lba: Lba(done % 1000), segments: &segments, fua: false }) {
+                Ok(command) => commands.push_back(command),
+                Err(SubmitError::Full) => {
+                    let oldest = commands.pop_front().expect("the queue is full of them");
+                    if let Err(error) = a.run(oldest) {
+                        break error;
+                    }
+                    done += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+            if done == 1000 {
+                match shelf.take() {
+                    Some(shelf) if stopped => {
+                        shelf.stop();
+                        still_there = Some(shelf);
+                    }
+                    Some(shelf) => shelf.kill(),
+                    None => {}
+                }
+            }
+        };
+        assert_eq!((failed, still_there.is_some()), (DeviceError::Gone, stopped));
+        for command in commands {
+            assert_eq!(a.run(command), Err(DeviceError::Gone));
+        }
+        assert!(a.driver.failed());
+    }
 }
 
 #[test]
