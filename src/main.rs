@@ -12,6 +12,8 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
 mod bench;
+mod device;
+mod shelf;
 mod sim;
 
 /// A storage array in software: mirrored directors over dual-ported NVMe devices
@@ -39,13 +41,11 @@ enum Command {
         /// Which director
         id: Id,
     },
-    /// The shelf of the demo's array
-    #[command(hide = true)]
-    Shelf {
-        /// The array's directory
-        #[arg(long)]
-        dir: PathBuf,
-    },
+    /// Look at a device, or measure it
+    #[command(subcommand)]
+    Device(device::DeviceCommand),
+    /// Serve emulated dual-ported NVMe devices over vfio-user
+    Shelf(shelf::Arguments),
 }
 
 #[derive(Copy, Clone, ValueEnum)]
@@ -60,7 +60,8 @@ fn main() -> ExitCode {
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Director { dir, id } => director(&dir, id),
-        Command::Shelf { dir } => shelf(&dir),
+        Command::Device(command) => device::run(&command),
+        Command::Shelf(arguments) => shelf::run(&arguments),
     }
 }
 
@@ -86,19 +87,6 @@ fn director(dir: &std::path::Path, id: Id) -> ExitCode {
         Ok(Ended::Fresh) => ExitCode::from(EXIT_FRESH),
         Ok(Ended::Stopped) => ExitCode::SUCCESS,
         Err(error) => fail(&format!("director {me:?}: {error}")),
-    }
-}
-
-fn shelf(dir: &std::path::Path) -> ExitCode {
-    end_with_parent();
-    let array = ArrayDir::new(dir);
-    let made = std::fs::create_dir_all(array.shelf()).map_err(|error| error.to_string());
-    let ran = made.and_then(|()| {
-        dyad_director::shelf::run(&array, REACTORS, || println!("ready")).map_err(|error| error.to_string())
-    });
-    match ran {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("shelf: {error}")),
     }
 }
 

@@ -18,7 +18,7 @@ fn stderr(output: &Output) -> String {
 fn help_names_the_commands_and_nothing_is_an_error() {
     let help = dyad(&["--help"]);
     assert!(help.status.success());
-    for command in ["demo", "sim"] {
+    for command in ["demo", "sim", "bench", "device", "shelf"] {
         assert!(stdout(&help).contains(command), "{}", stdout(&help));
     }
     let nothing = dyad(&[]);
@@ -33,6 +33,8 @@ fn bad_arguments_say_what_would_be_good() {
         (&["sim", "--seeds", "0"], "--seeds"),
         (&["sim", "--seed", "x"], "--seed"),
         (&["sim", "--faults", "flood"], "crash"),
+        (&["shelf", "--dir", "x", "--size", "7"], "MiB"),
+        (&["bench", "everything"], "matrix"),
     ] {
         let output = dyad(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -47,6 +49,53 @@ fn a_director_without_its_shelf_says_what_is_missing() {
     let output = dyad(&["director", "--dir", path, "a"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("is the shelf running?"), "{}", stderr(&output));
+}
+
+#[test]
+fn devices_that_are_none_say_what_is_wrong_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = dir.path().join("small");
+    std::fs::write(&small, [0; 100]).unwrap();
+    let missing = dir.path().join("missing");
+    for (path, word) in [(missing.as_path(), "No such file"), (dir.path(), "neither a file nor a block device"), (&small, "truncate -s")] {
+        let output = dyad(&["device", "probe", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains(word), "{}", stderr(&output));
+    }
+}
+
+/// Ends with the test.
+struct Shelf(std::process::Child);
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_shelf_serves_devices_that_can_be_probed_and_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dyad"))
+        .args(["shelf", "--dir", path, "--devices", "1", "--size", "8MiB", "--files"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = std::io::BufReader::new(child.stdout.take().unwrap());
+    let _shelf = Shelf(child);
+    let said: Vec<_> = std::io::BufRead::lines(output).map_while(Result::ok).take_while(|line| line != "ready").collect();
+    assert!(said.iter().any(|line| line.ends_with("disk0.port1.sock")), "{said:?}");
+
+    let port = dir.path().join("disk0.port1.sock");
+    let probe = dyad(&["device", "probe", port.to_str().unwrap()]);
+    assert!(probe.status.success(), "{}", stderr(&probe));
+    assert!(stdout(&probe).contains("8 MiB") && stdout(&probe).contains("reservations     yes"), "{}", stdout(&probe));
+    let bench = dyad(&["device", "bench", port.to_str().unwrap(), "--reads", "100"]);
+    assert!(bench.status.success() && stdout(&bench).contains("per second"), "{}", stderr(&bench));
+    let second = dyad(&["shelf", "--dir", path, "--devices", "1", "--size", "8MiB"]);
+    assert!(stderr(&second).contains("another shelf serves this device"), "{}", stderr(&second));
 }
 
 #[test]

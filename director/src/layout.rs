@@ -10,15 +10,11 @@
 use std::path::{Path, PathBuf};
 
 use dyad_backend::shelf::socket_path;
-use dyad_nvme::types::BlockCount;
 
 use crate::membership::DirectorId;
 
 /// Devices of the one RAID 1 group.
 pub const DEVICES: [&str; 2] = ["disk0", "disk1"];
-
-/// Size of each device of the emulated shelf: 64 MiB.
-pub const DEVICE_BLOCKS: BlockCount = BlockCount(16 * 1024);
 
 /// A directory with an array in it.
 #[derive(Debug, Clone)]

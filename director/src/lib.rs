@@ -7,4 +7,3 @@ pub mod membership;
 pub mod node;
 pub mod process;
 pub mod registry;
-pub mod shelf;

@@ -1,7 +1,7 @@
 //! The processes of the demo: the shelf and two directors, started, watched, killed and started again.
 
 use std::io::{self, BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -59,11 +59,11 @@ impl Processes {
     /// # Errors
     /// When it does not.
     pub fn start_shelf(&mut self) -> io::Result<()> {
-        let mut child = self.command("shelf").spawn()?;
-        let mut line = String::new();
-        let said = BufReader::new(child.stdout.take().expect("the output is piped")).read_line(&mut line)?;
+        let mut child = self.command("shelf", &self.array.shelf()).spawn()?;
+        let output = BufReader::new(child.stdout.take().expect("the output is piped"));
         self.shelf = Some(child);
-        if said == 0 { Err(io::Error::other("the shelf did not start")) } else { Ok(()) }
+        let ready = output.lines().map_while(Result::ok).any(|line| line == "ready");
+        if ready { Ok(()) } else { Err(io::Error::other("the shelf did not start")) }
     }
 
     /// Starts a fresh incarnation of a director.
@@ -71,7 +71,8 @@ impl Processes {
     /// # Errors
     /// When the process cannot be made.
     pub fn start(&mut self, me: DirectorId) -> io::Result<()> {
-        let mut child = self.command("director").arg(if me == DirectorId::A { "a" } else { "b" }).spawn()?;
+        let mut child =
+            self.command("director", self.array.path()).arg(if me == DirectorId::A { "a" } else { "b" }).spawn()?;
         let output = BufReader::new(child.stdout.take().expect("the output is piped"));
         self.starts += 1;
         let (words, start) = (self.words.0.clone(), self.starts);
@@ -150,9 +151,9 @@ impl Processes {
         Ok(())
     }
 
-    fn command(&self, what: &str) -> Command {
+    fn command(&self, what: &str, dir: &Path) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg(what).arg("--dir").arg(self.array.path()).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.arg(what).arg("--dir").arg(dir).stdin(Stdio::null()).stdout(Stdio::piped());
         command
     }
 }
