@@ -8,6 +8,7 @@ pub mod emulator;
 pub mod fake;
 pub mod fence;
 pub mod pci;
+pub mod probe;
 pub mod raid;
 #[cfg(test)]
 mod testing;

@@ -3,8 +3,10 @@
 //! In one thread: the driver against the emulated controller, without data and with, next to a bare loop that copies
 //! the same blocks. Between two processes: the shelf over vfio-user. And a file through io_uring.
 
+mod device;
 mod emulated;
 mod figures;
+mod file;
 mod load;
 mod remote;
 
@@ -13,6 +15,7 @@ use std::process::{Child, Command};
 
 use dyad_reactor::Executor;
 
+pub use self::device::device;
 pub use self::emulated::Emulated;
 pub use self::figures::Row;
 pub use self::load::{Load, Outcome, drive};
@@ -39,6 +42,12 @@ pub enum BenchError {
     /// A command failed.
     #[error("the device failed: {0}")]
     Device(#[from] crate::device::DeviceError),
+    /// There is no device at the address.
+    #[error(transparent)]
+    Probe(#[from] crate::probe::ProbeError),
+    /// A file could not be made a device.
+    #[error(transparent)]
+    Open(#[from] crate::block::OpenError),
     /// A command was not taken.
     #[error("the device did not take a command: {0}")]
     Submit(#[from] crate::device::SubmitError),
@@ -70,6 +79,8 @@ pub fn run(shelf: &mut Command, directory: &Path, mut progress: impl FnMut(&str)
         emulated::measure(&mut null, &mut ram, &mut figures)?;
         remote.measure(&mut figures)?;
     }
+    progress("a file through io_uring");
+    file::measure(directory, &mut figures)?;
     Ok(figures.rows())
 }
 

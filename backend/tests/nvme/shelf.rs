@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dyad_backend::device::{Device, DeviceError, Io, ReservationKey, ReservationOp, ReservationType, SubmitError};
 use dyad_backend::driver::{Driver, block_on};
+use dyad_backend::probe::{Address, probe};
 use dyad_backend::shelf::socket_path;
 use dyad_backend::vfio_user::{ConnectError, VfioUserFunction};
 use dyad_matrix::Memory;
@@ -202,4 +203,19 @@ fn an_idle_shelf_sleeps_and_wakes() {
         a.write(u64::from(round), round).unwrap();
         assert_eq!(a.read(u64::from(round)), Ok(round));
     }
+}
+
+#[test]
+fn a_device_is_probed_and_measured_by_its_address() {
+    let directory = tempfile::tempdir().unwrap();
+    let _shelf = Role::start("shelf", directory.path());
+    let path = socket_path(directory.path(), DEVICE, 1);
+    let address: Address = path.to_str().unwrap().parse().unwrap();
+    let found = probe(&address).unwrap();
+    assert!(found.info.reservations && found.nvme.is_some());
+    let text = found.to_string();
+    assert!(text.contains("Dyad emulated device") && text.contains("4096 blocks") && text.contains(DEVICE), "{text}");
+    let rows = dyad_backend::bench::device(&address, |_| {}).unwrap();
+    assert_eq!(rows.len(), 3);
+    assert!(rows.iter().all(|row| row.value > 0.0));
 }
