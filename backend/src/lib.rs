@@ -7,6 +7,7 @@ pub mod driver;
 pub mod emulator;
 pub mod fake;
 pub mod fence;
+pub mod parity;
 pub mod pci;
 pub mod probe;
 pub mod raid;
