@@ -7,6 +7,7 @@ pub mod driver;
 pub mod emulator;
 pub mod fake;
 pub mod fence;
+pub mod format;
 pub mod parity;
 pub mod pci;
 pub mod probe;

@@ -13,6 +13,7 @@
 //! - [`GroupError::Fenced`] means that somebody else is the home (PROTOCOLS 5.3): stop.
 //! - After start nothing allocates. Waiting for queue room is first come, first served, per device.
 
+pub mod geometry;
 mod join;
 mod raid1;
 
