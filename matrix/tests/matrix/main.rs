@@ -1,4 +1,6 @@
-//! The conformance suite over every provider.
+//! The conformance suite over every provider, and what becomes of two processes when one of them dies.
+
+mod processes;
 
 use std::path::PathBuf;
 use std::time::Duration;
