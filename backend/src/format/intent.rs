@@ -1,17 +1,24 @@
 //! The intent log: what writes are about to change, durable before they do (PROTOCOLS 7.2).
 //!
-//! The region is a ring of sealed blocks, one record each, the same on every member that keeps the log. Record `sequence` is at place
-//! `sequence mod ring`. A record is valid or was never complete: then none of the writes that it covers had begun.
+//! The region is a ring of blocks, the same on every member that keeps the log. A record is a sealed block and the payload blocks behind it. Its
+//! sequence counts blocks: record q is at place `q mod ring`, its payload at the places that follow, and the next record's sequence is at least
+//! q + 1 + payload blocks ([`next`]: no record goes around the end). A record of which a block is missing was never complete, and none of the
+//! writes that it covers had begun.
+//!
+//! **Partial parity.** A write of a part of a stripe changes data and parity apart. If a crash comes between and a member fails too, what that member held of the
+//! stripe's *other* data could not be made again. So the record has, for every row that is written, the parity of the data that is not: with it and the
+//! data that is left, every block that the write did not touch comes back, whatever of the write was done.
 //!
 //! | bytes | field |
 //! |---|---|
 //! | 48..56 | oldest: records from this sequence on are still needed |
 //! | 56..64 | epoch of the home that wrote it |
 //! | 64..66 | number of runs |
-//! | 66..72 | zero |
+//! | 66..68 | number of payload blocks |
+//! | 68..72 | zero |
 //! | 72.. | the runs, one after the other |
 //!
-//! A run: consecutive blocks of one chunk on one member, and the guards that they will have.
+//! A run: consecutive blocks of one chunk on one member.
 //!
 //! | bytes | field |
 //! |---|---|
@@ -19,8 +26,10 @@
 //! | 8..9 | member |
 //! | 9..10 | first block in the chunk, 0 to 15 |
 //! | 10..11 | number of blocks, 1 to 16 |
-//! | 11..12 | zero |
-//! | 12.. | a CRC-32C for each |
+//! | 11..12 | 0: they will be written; 1: the payload has their partial parity |
+//! | 12.. | a CRC-32C for each: that it will have; that of its payload block |
+//!
+//! Payload blocks are in the order of the runs that they belong to.
 
 use dyad_nvme::types::BLOCK_BYTES;
 
@@ -42,16 +51,27 @@ const RUN_HEADER: usize = 12;
 #[error("the record is full")]
 pub struct RecordFull;
 
-/// Consecutive blocks of one chunk that will be written.
+/// What a run says.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub enum RunKind {
+    /// The blocks will be written, and have these guards then.
+    Written,
+    /// The payload has the parity of those data blocks of the same rows that are not written, as this member would hold it; these are its guards.
+    PartialParity,
+}
+
+/// Consecutive blocks of one chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
+    /// What is said of them.
+    pub kind: RunKind,
     /// The stripe.
     pub stripe: u64,
     /// The member.
     pub member: usize,
     /// The first block in the chunk.
     pub first: usize,
-    /// The guards they will have, one for each.
+    /// One for each block.
     pub guards: heapless::Vec<Guard, RUN_MAX>,
 }
 
@@ -60,13 +80,21 @@ pub struct Run {
 pub struct Record {
     block: Block,
     runs: u16,
+    payload: u16,
     end: usize,
 }
 
 impl Default for Record {
     fn default() -> Self {
-        Self { block: [0; BLOCK_BYTES], runs: 0, end: FIRST }
+        Self { block: [0; BLOCK_BYTES], runs: 0, payload: 0, end: FIRST }
     }
+}
+
+/// The sequence of a record with so many payload blocks, if `sequence` is the first that is free: it does not go around the ring's end.
+#[must_use]
+pub fn next(sequence: u64, payload: u16, ring: u64) -> u64 {
+    let blocks = 1 + u64::from(payload);
+    if sequence % ring + blocks <= ring { sequence } else { sequence.next_multiple_of(ring) }
 }
 
 /// A record that was read.
@@ -89,6 +117,12 @@ impl Record {
         self.runs == 0
     }
 
+    /// Payload blocks that belong behind it.
+    #[must_use]
+    pub const fn payload(&self) -> u16 {
+        self.payload
+    }
+
     /// Adds runs, all of them or none: a stripe's intent must not be torn apart.
     ///
     /// # Errors
@@ -105,25 +139,42 @@ impl Record {
         for run in runs {
             assert!(!run.guards.is_empty() && run.first + run.guards.len() <= RUN_MAX, "a run lies in its chunk");
             to.u64(run.stripe);
-            for field in [run.member, run.first, run.guards.len(), 0] {
+            let kind = usize::from(run.kind == RunKind::PartialParity);
+            for field in [run.member, run.first, run.guards.len(), kind] {
                 to.u8(u8::try_from(field).expect("at most 18"));
             }
             run.guards.iter().for_each(|guard| to.u32(guard.0));
             self.runs += 1;
+            if run.kind == RunKind::PartialParity {
+                self.payload += u16::try_from(run.guards.len()).expect("at most 16");
+            }
         }
         self.end += bytes;
         Ok(())
     }
 
-    /// Seals the record as number `sequence` for a ring of so many.
+    /// Seals the record for a ring of so many blocks. `sequence` comes from [`next`].
+    ///
+    /// # Panics
+    /// If the record would go around the ring's end.
     pub fn close(&mut self, group: GroupId, sequence: u64, oldest: u64, epoch: u64, ring: u64) -> &Block {
+        assert_eq!(next(sequence, self.payload, ring), sequence, "a record does not go around the end");
         let mut to = Writer::at(&mut self.block, HEADER);
         to.u64(oldest);
         to.u64(epoch);
         to.u16(self.runs);
-        to.bytes(&[0; 6]);
+        to.u16(self.payload);
+        to.bytes(&[0; 4]);
         seal::close(&mut self.block, Kind::Intent, &Seal { group, sequence, place: sequence % ring });
         &self.block
+    }
+}
+
+impl Decoded {
+    /// The guards of the payload blocks, in order. The record counts only if every block has its guard.
+    pub fn payload(&self) -> impl Iterator<Item = Guard> + '_ {
+        let partial = self.runs.iter().filter(|run| run.kind == RunKind::PartialParity);
+        partial.flat_map(|run| run.guards.iter().copied())
     }
 }
 
@@ -141,8 +192,9 @@ pub fn decode(
 ) -> Result<Decoded, FormatError> {
     let sequence = seal::open_at(block, Kind::Intent, group, place)?;
     let mut from = Reader::at(block, HEADER);
-    let (oldest, epoch, count) = (from.u64(), from.u64(), from.u16());
-    if sequence % ring != place || oldest > sequence || sequence - oldest >= ring {
+    let (oldest, epoch, count, payload) = (from.u64(), from.u64(), from.u16(), from.u16());
+    let in_ring = sequence % ring == place && next(sequence, payload, ring) == sequence;
+    if !in_ring || oldest > sequence || sequence - oldest >= ring {
         return Err(FormatError::Invalid);
     }
     let mut from = Reader::at(block, FIRST);
@@ -152,15 +204,21 @@ pub fn decode(
             return Err(FormatError::Invalid);
         }
         let stripe = from.u64();
-        let [member, first, len, _] = from.bytes::<4>().map(usize::from);
+        let [member, first, len, kind] = from.bytes::<4>().map(usize::from);
+        let kind = match kind {
+            0 => RunKind::Written,
+            1 => RunKind::PartialParity,
+            _ => return Err(FormatError::Invalid),
+        };
         let inside = stripe < stripes && member < geometry.members() && len >= 1 && first + len <= RUN_MAX;
         if !inside || from.left() < 4 * len {
             return Err(FormatError::Invalid);
         }
         let guards = (0..len).map(|_| Guard(from.u32())).collect();
-        runs.push(Run { stripe, member, first, guards });
+        runs.push(Run { kind, stripe, member, first, guards });
     }
-    Ok(Decoded { sequence, oldest, epoch, runs })
+    let decoded = Decoded { sequence, oldest, epoch, runs };
+    if decoded.payload().count() == usize::from(payload) { Ok(decoded) } else { Err(FormatError::Invalid) }
 }
 
 /// Of all records that could be read on all members, in any order: those that must be replayed, oldest first, each once.

@@ -50,9 +50,9 @@ pub enum LayoutError {
     Invalid,
 }
 
-/// Records of the intent log: one for so many blocks of the device, within limits.
+/// Blocks of the intent log: one for so many blocks of the device, within limits. The least holds three of the longest records.
 const INTENT_SHARE: u64 = 1 << 10;
-const INTENT_LIMITS: (u64, u64) = (16, 1 << 12);
+const INTENT_LIMITS: (u64, u64) = (128, 1 << 16);
 /// Blocks of share tables likewise.
 const SHARES_SHARE: u64 = 1 << 12;
 const SHARES_LIMITS: (u64, u64) = (8, 1 << 14);

@@ -4,7 +4,7 @@ use dyad_nvme::types::{BLOCK_BYTES, BlockCount, Lba};
 use proptest::prelude::*;
 
 use super::guard::{GUARDS, Guard};
-use super::intent::{Decoded, Record, Run};
+use super::intent::{Decoded, Record, Run, RunKind};
 use super::seal::Seal;
 use super::share::{ENTRIES, Page, SliceNumber};
 use super::*;
@@ -54,12 +54,12 @@ fn golden_superblock() -> Superblock {
     golden
 }
 
-fn golden_runs() -> [Run; 2] {
-    let guards = |n: u32| (0..n).map(|i| Guard(0x1111_1111 * (i + 1))).collect();
-    [
-        Run { stripe: 5, member: 2, first: 3, guards: guards(2) },
-        Run { stripe: 5, member: 0, first: 3, guards: guards(2) },
-    ]
+fn golden_runs() -> [Run; 3] {
+    let run = |kind, member, blocks: u32| {
+        let guards = (0..blocks).map(|i| Guard(0x1111_1111 * (i + 1))).collect();
+        Run { kind, stripe: 5, member, first: 3, guards }
+    };
+    [run(RunKind::Written, 2, 2), run(RunKind::Written, 0, 2), run(RunKind::PartialParity, 0, 2)]
 }
 
 fn golden_page() -> Page {
@@ -193,18 +193,37 @@ proptest! {
 
 #[test]
 fn a_record_takes_whole_intents_only() {
-    let full = |member| Run { stripe: 1, member, first: 0, guards: (0..16).map(Guard).collect() };
+    let full =
+        |member| Run { kind: RunKind::Written, stripe: 1, member, first: 0, guards: (0..16).map(Guard).collect() };
     let stripe: Vec<Run> = (0..10).map(full).collect();
     let mut record = Record::default();
     assert!(record.is_empty());
     let fitted = (0..).take_while(|_| record.add(&stripe).is_ok()).count();
     assert_eq!(fitted, 5, "full stripes of ten members");
-    record.add(&golden_runs()).expect("a little room is left");
+    assert_eq!(record.add(&stripe), Err(intent::RecordFull));
     let block = *record.close(GROUP, 33, 33, 1, 16);
     let raid6 = Geometry::new(Level::Raid6, 10).expect("ten");
     let decoded = intent::decode(&block, GROUP, 1, 16, raid6, 6).expect("a record");
-    assert_eq!(decoded.runs.len(), 52);
-    assert_eq!((&decoded.runs[..10], &decoded.runs[50..]), (stripe.as_slice(), golden_runs().as_slice()));
+    assert_eq!(decoded.runs.len(), 50);
+    assert!(decoded.runs.chunks(10).all(|runs| runs == stripe));
+}
+
+#[test]
+fn no_record_goes_around_the_end_of_the_ring() {
+    assert_eq!([0, 13, 14, 15, 16].map(|q| intent::next(q, 2, 16)), [0, 13, 16, 16, 16]);
+    assert_eq!([15, 31].map(|q| intent::next(q, 0, 16)), [15, 31]);
+    let mut record = Record::default();
+    record.add(&golden_runs()).expect("room");
+    assert_eq!(record.payload(), 2);
+    let mut block = *record.close(GROUP, 13, 13, 1, 16);
+    let raid6 = Geometry::new(Level::Raid6, 4).expect("four");
+    let read = |block: &Block| intent::decode(block, GROUP, 13, 16, raid6, 6);
+    assert_eq!(read(&block).map(|r| r.payload().collect::<Vec<_>>()), Ok(golden_runs()[2].guards.to_vec()));
+    // A payload that the runs do not know of.
+    let seal = seal::open(&block, seal::Kind::Intent).expect("sealed");
+    block[66] = 1;
+    seal::close(&mut block, seal::Kind::Intent, &seal);
+    assert_eq!(read(&block), Err(FormatError::Invalid));
 }
 
 #[test]
