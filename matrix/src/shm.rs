@@ -34,6 +34,8 @@ mod agent;
 mod connection;
 mod control;
 mod layout;
+#[cfg(all(test, loom))]
+mod loom_model;
 mod notice;
 mod provider;
 mod queue;
@@ -41,8 +43,6 @@ mod ring;
 mod socket;
 mod state;
 mod status;
-#[cfg(test)]
-mod tests;
 
 use std::cell::RefCell;
 use std::fmt;

@@ -40,7 +40,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "loom",
         work: Work::Cargo {
-            arguments: &["test", "--package", "dyad-reactor", "--lib", "loom"],
+            arguments: &["test", "--package", "dyad-reactor", "--package", "dyad-matrix", "--lib", "loom"],
             environment: &[("RUSTFLAGS", "--cfg loom")],
         },
     },

@@ -8,7 +8,6 @@
 //! are still open does it complete with success. [`super`] says what the owner can rely on.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{Ordering, fence};
 
 use super::agent::Wire;
 use super::layout::Geometry;
@@ -170,11 +169,8 @@ impl Link {
             self.consumer.publish();
             self.stirred = true;
         }
-        if std::mem::take(&mut self.stirred) {
-            fence(Ordering::SeqCst);
-            if self.peer.is_asleep() {
-                socket::ring(&self.doorbell);
-            }
+        if std::mem::take(&mut self.stirred) && self.peer.is_asleep() {
+            socket::ring(&self.doorbell);
         }
     }
 
@@ -246,9 +242,9 @@ impl Link {
         if moved < item.len {
             if self.stirred {
                 // Every message before it is published before the look (Order, in the module above).
-                fence(Ordering::SeqCst);
+                self.peer.fence();
             }
-            self.check_open(handle)?;
+            self.peer.may_begin(handle)?;
             let len = (item.len - moved).min(u32::try_from(RDMA_STEP).expect("it is small"));
             let (local, offset) = (Local { segments, ours, tag: self.tag }, at.offset + u64::from(moved));
             match how {
@@ -264,8 +260,7 @@ impl Link {
         if notice.is_some() && !self.producer.has_room(0) {
             return Ok(Step::NoRoom);
         }
-        fence(Ordering::SeqCst);
-        self.check_open(handle)?;
+        self.peer.may_succeed(handle)?;
         item.progress = Progress::Done(Ok(item.len));
         if notice.is_some() {
             let header = Header { len: 0, more: false, written: true, immediate: notice };
@@ -293,16 +288,6 @@ impl Link {
             return Err(refused);
         }
         Ok(Some(region))
-    }
-
-    fn check_open(&self, region: RegionHandle) -> Result<(), DescriptorError> {
-        if !self.peer.is_vi_open() {
-            return Err(DescriptorError::Flushed);
-        }
-        if !self.peer.is_region_open(region) {
-            return Err(DescriptorError::RemoteProtection);
-        }
-        Ok(())
     }
 
     // Receiving.

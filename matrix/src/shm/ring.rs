@@ -8,6 +8,8 @@
 //!   `consumed` that runs ahead of it is garbage;
 //! - what an end needs to know of its own progress it keeps in its own memory.
 
+use std::sync::atomic::{Ordering, fence};
+
 use super::layout::{
     ENTRY_BYTES, ENTRY_INLINE, ENTRY_STAMP, ENTRY_WORDS, FLAG_IMMEDIATE, FLAG_MORE, FLAG_WRITTEN, Geometry, INLINE_MAX,
     LINE, RingPlace,
@@ -25,6 +27,8 @@ pub(super) trait Shared {
     fn put_u64(&self, at: u64, value: u64);
     /// The line at `at` will be read soon.
     fn prefetch(&self, at: u64);
+    /// A sequentially consistent fence.
+    fn full_fence(&self);
 }
 
 impl Shared for crate::memory::Memory {
@@ -46,6 +50,10 @@ impl Shared for crate::memory::Memory {
 
     fn prefetch(&self, at: u64) {
         self.prefetch(at);
+    }
+
+    fn full_fence(&self) {
+        fence(Ordering::SeqCst);
     }
 }
 

@@ -1,14 +1,16 @@
 //! Status files: who is asleep, and which regions and VIs are open (PROTOCOLS 3.5). The layout is in [`super::layout`].
-
-use std::sync::atomic::{Ordering, fence};
+//!
+//! Each protocol here is two threads that store one word, make a full fence, and load the other's: at least one of them
+//! sees what the other stored. loom runs these lines (`loom_model`).
 
 use super::layout::{STATUS_ASLEEP, StatusShape, open_word};
+use super::ring::Shared;
 use crate::memory::{HugePages, MapError, Memory};
-use crate::provider::{RegionHandle, ViId};
+use crate::provider::{DescriptorError, RegionHandle, ViId};
 
 /// Our own status, as its only writer.
-pub(super) struct OwnStatus {
-    pub(super) memory: Memory,
+pub(super) struct OwnStatus<M = Memory> {
+    pub(super) memory: M,
     pub(super) shape: StatusShape,
 }
 
@@ -17,7 +19,9 @@ impl OwnStatus {
         let bytes = usize::try_from(shape.bytes()).expect("a status is small");
         Ok(Self { memory: Memory::shared("dyad-status", bytes, HugePages::No)?, shape })
     }
+}
 
+impl<M: Shared> OwnStatus<M> {
     pub(super) fn open_region(&self, region: RegionHandle) {
         self.store(self.shape.region(region), open_word(region.index));
     }
@@ -29,56 +33,76 @@ impl OwnStatus {
     /// From the return on, no RDMA of a peer to this region succeeds.
     pub(super) fn close_region(&self, region: RegionHandle) {
         self.store(self.shape.region(region), 0);
-        fence(Ordering::SeqCst);
+        self.memory.full_fence();
     }
 
     /// From the return on, no RDMA of the peer through this VI succeeds.
     pub(super) fn close_vi(&self, vi: ViId) {
         self.store(self.shape.vi(vi), 0);
-        fence(Ordering::SeqCst);
+        self.memory.full_fence();
     }
 
     pub(super) fn set_asleep(&self, asleep: bool) {
-        self.memory.store_u32(STATUS_ASLEEP, u32::from(asleep)).expect("the file is that long");
+        self.memory.put_u32(STATUS_ASLEEP, u32::from(asleep));
         if asleep {
             // What was published before is found by the poll that follows; who publishes later sees the word.
-            fence(Ordering::SeqCst);
+            self.memory.full_fence();
         }
     }
 
     fn store(&self, at: Option<u64>, word: u64) {
         let at = at.expect("our tables are as large as the file says");
-        self.memory.store_u64(at, word).expect("the file is that long");
+        self.memory.put_u64(at, word);
     }
 }
 
 /// A peer's status. It may lie: then it hurts only what is its own.
 #[derive(Debug)]
-pub(super) struct PeerStatus {
-    memory: Memory,
+pub(super) struct PeerStatus<M = Memory> {
+    memory: M,
     shape: StatusShape,
     vi: ViId,
     /// Where the word of its VI lies.
     vi_at: u64,
 }
 
-impl PeerStatus {
+impl<M: Shared> PeerStatus<M> {
     /// `None` if the VI has no place in it.
-    pub(super) fn new(memory: Memory, shape: StatusShape, vi: ViId) -> Option<Self> {
+    pub(super) fn new(memory: M, shape: StatusShape, vi: ViId) -> Option<Self> {
         Some(Self { memory, shape, vi, vi_at: shape.vi(vi)? })
     }
 
-    /// Whether it sleeps; to be asked after a full fence.
+    /// Whether it is to be woken for what was published before.
     pub(super) fn is_asleep(&self) -> bool {
-        self.memory.load_u32(STATUS_ASLEEP).expect("the file is that long") != 0
+        self.memory.full_fence();
+        self.memory.get_u32(STATUS_ASLEEP) != 0
     }
 
     pub(super) fn is_vi_open(&self) -> bool {
-        self.memory.load_u64(self.vi_at).expect("the file is that long") == open_word(self.vi.0)
+        self.memory.get_u64(self.vi_at) == open_word(self.vi.0)
     }
 
-    pub(super) fn is_region_open(&self, region: RegionHandle) -> bool {
-        let word = self.shape.region(region).map(|at| self.memory.load_u64(at).expect("the file is that long"));
-        word == Some(open_word(region.index))
+    /// Whether a transfer with the region may begin. Whatever was published and fenced before is drained by an owner who
+    /// closes it afterwards.
+    pub(super) fn may_begin(&self, region: RegionHandle) -> Result<(), DescriptorError> {
+        if !self.is_vi_open() {
+            return Err(DescriptorError::Flushed);
+        }
+        let word = self.shape.region(region).map(|at| self.memory.get_u64(at));
+        if word != Some(open_word(region.index)) {
+            return Err(DescriptorError::RemoteProtection);
+        }
+        Ok(())
+    }
+
+    /// Whether a transfer that is done may be called a success: its bytes were there before the owner closed anything.
+    pub(super) fn may_succeed(&self, region: RegionHandle) -> Result<(), DescriptorError> {
+        self.memory.full_fence();
+        self.may_begin(region)
+    }
+
+    /// A full fence, for what was published.
+    pub(super) fn fence(&self) {
+        self.memory.full_fence();
     }
 }
