@@ -10,7 +10,6 @@ pub mod fence;
 pub mod format;
 pub mod parity;
 pub mod pci;
-pub mod probe;
 pub mod raid;
 #[cfg(test)]
 mod testing;

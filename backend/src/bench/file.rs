@@ -2,32 +2,40 @@
 
 use std::path::Path;
 
-use super::device::{Names, samples};
-use super::figures::Figures;
+use dyad_matrix::Memory;
+
+use super::figures::{Figures, ROUNDS};
+use super::load::Load;
 use super::{BenchError, executor};
 use crate::block::BlockDevice;
 
 /// Bytes of the file.
 const BYTES: usize = 256 << 20;
 
-const FILE: Names = ["file.read.4096.qd1.p50_us", "file.read.4096.qd1.p99_us", "file.read.4096.qd32.iops"];
+/// Reads of one sample: one at a time, and many.
+const ONE: u64 = 2_000;
+const MANY: u64 = 50_000;
 
 pub(super) fn measure(directory: &Path, figures: &mut Figures) -> Result<(), BenchError> {
     let path = directory.join("bench.blocks");
     // Written, or reading it would only read holes.
     std::fs::write(&path, vec![0x5a; BYTES])?;
-    let device = BlockDevice::open(&path)?;
-    let executor = executor();
-    let result = samples(
-        &executor,
-        &device,
-        || {
-            device.poll();
-        },
-        FILE,
-        figures,
-        &mut |_| {},
-    );
+    let result = reads(&BlockDevice::open(&path)?, figures);
     std::fs::remove_file(&path)?;
     result
+}
+
+fn reads(device: &BlockDevice, figures: &mut Figures) -> Result<(), BenchError> {
+    let executor = executor();
+    let pump = || {
+        device.poll();
+    };
+    let one = Load::new(&executor.handle(), device, &Memory::anonymous(4096), 1)?;
+    let many = Load::new(&executor.handle(), device, &Memory::anonymous(32 * 4096), 32)?;
+    for _ in 0..ROUNDS {
+        let latencies = one.latencies(&executor, ONE, pump)?;
+        figures.add_micros("file.read.4096.qd1.p50_us", latencies[latencies.len() / 2]);
+        figures.add_rate("file.read.4096.qd32.iops", many.run(&executor, MANY, pump)?);
+    }
+    Ok(())
 }

@@ -1,9 +1,8 @@
-//! What `dyad bench nvme` and `dyad device bench` measure (DESIGN 8).
+//! What `dyad bench nvme` measures, and the load of `dyad device bench` (DESIGN 8).
 //!
 //! In one thread: the driver against the emulated controller, without data and with, next to a bare loop that copies
 //! the same blocks. Between two processes: the shelf over vfio-user. And a file through io_uring.
 
-mod device;
 mod emulated;
 mod figures;
 mod file;
@@ -15,7 +14,6 @@ use std::process::{Child, Command};
 
 use dyad_reactor::Executor;
 
-pub use self::device::device;
 pub use self::emulated::Emulated;
 pub use self::figures::Row;
 pub use self::load::{Load, Outcome, drive};
@@ -42,9 +40,6 @@ pub enum BenchError {
     /// A command failed.
     #[error("the device failed: {0}")]
     Device(#[from] crate::device::DeviceError),
-    /// There is no device at the address.
-    #[error(transparent)]
-    Probe(#[from] crate::probe::ProbeError),
     /// A file could not be made a device.
     #[error(transparent)]
     Open(#[from] crate::block::OpenError),

@@ -458,6 +458,16 @@ impl Namespace {
         Ok(())
     }
 
+    /// Type 1: the initial reference tag is the low half of the address, or the command makes no sense (NVM 5.2.2).
+    fn check_initial_tag(&self, entry: &SubmissionEntry) -> Result<(), Status> {
+        let checked = entry.dword(12) & rw::CHECK_REFERENCE_TAG != 0;
+        let [a, b, c, d, ..] = entry.lba().0.to_le_bytes();
+        if self.format == BlockFormat::Protected && checked && entry.dword(14) != u32::from_le_bytes([a, b, c, d]) {
+            return Err(Status::INVALID_PROTECTION.with_do_not_retry());
+        }
+        Ok(())
+    }
+
     /// With protection information the controller moves the metadata itself if PRACT says so; otherwise the host gives a buffer for it.
     fn host_metadata(&self, entry: &SubmissionEntry) -> bool {
         match self.format {
@@ -474,6 +484,7 @@ impl Namespace {
         count: u64,
         dma: &DmaMap,
     ) -> Result<(), Status> {
+        self.check_initial_tag(entry)?;
         let mut all = Vec::with_capacity(usize_of(count * BLOCK));
         for block in first..first + count {
             let (data, metadata) = self.contents(block)?;
@@ -497,6 +508,7 @@ impl Namespace {
         dma: &DmaMap,
         mut picked: impl FnMut(u64) -> bool,
     ) -> Result<(), Status> {
+        self.check_initial_tag(entry)?;
         let mut all = vec![0; usize_of(count * BLOCK)];
         dma.read(entry, &mut all)?;
         self.check_writable(first, count)?;

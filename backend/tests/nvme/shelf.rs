@@ -1,16 +1,18 @@
 //! Directors and shelves that die, over vfio-user.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use dyad_backend::device::{Device, DeviceError, Io, ReservationKey, ReservationOp, ReservationType, SubmitError};
 use dyad_backend::driver::{Driver, block_on};
-use dyad_backend::probe::{Address, probe};
-use dyad_backend::shelf::socket_path;
+use dyad_backend::shelf::{control_path, socket_path};
 use dyad_backend::vfio_user::{ConnectError, VfioUserFunction};
 use dyad_matrix::Memory;
 use dyad_matrix::memory::HugePages;
 use dyad_nvme::types::Lba;
-use dyad_reactor::{BootClock, Clock, Executor};
+use dyad_reactor::{BootClock, Clock, Executor, Limits, Options, Reactor};
 
 use crate::process::{DEVICE, Role, attach, executor};
 
@@ -22,7 +24,7 @@ struct Side {
 }
 
 impl Side {
-    fn new(directory: &std::path::Path, port: usize, host: [u8; 16]) -> Self {
+    fn new(directory: &Path, port: usize, host: [u8; 16]) -> Self {
         let executor = executor();
         let driver = attach(&executor, directory, port, host);
         let memory = Memory::shared("payload", 1 << 20, HugePages::No).unwrap();
@@ -209,17 +211,126 @@ fn an_idle_shelf_sleeps_and_wakes() {
     assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
+/// Tells the shelf what is to happen.
+fn tell(directory: &Path, line: &str) -> String {
+    let mut stream = UnixStream::connect(control_path(directory)).unwrap();
+    writeln!(stream, "{line}").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 #[test]
-fn a_device_is_probed_and_measured_by_its_address() {
+fn faults_come_through_the_control_socket() {
     let directory = tempfile::tempdir().unwrap();
     let _shelf = Role::start("shelf", directory.path());
-    let path = socket_path(directory.path(), DEVICE, 1);
-    let address: Address = path.to_str().unwrap().parse().unwrap();
-    let found = probe(&address).unwrap();
-    assert!(found.info.reservations && found.nvme.is_some());
-    let text = found.to_string();
-    assert!(text.contains("Dyad emulated device") && text.contains("4096 blocks") && text.contains(DEVICE), "{text}");
-    let rows = dyad_backend::bench::device(&address, |_| {}).unwrap();
-    assert_eq!(rows.len(), 3);
-    assert!(rows.iter().all(|row| row.value > 0.0));
+    let a = Side::new(directory.path(), 0, A);
+    a.write(5, 5).unwrap();
+    for (line, answer) in [
+        (
+            "",
+            "error: not understood
+",
+        ),
+        (
+            "disk7 bad 1",
+            "error: no such device
+",
+        ),
+        (
+            "disk0 bad 99999",
+            "error: no such block
+",
+        ),
+        (
+            "disk0 fatal 2",
+            "error: no such port
+",
+        ),
+        (
+            "disk0 frobnicate",
+            "error: not understood
+",
+        ),
+        (
+            "disk0 bad 5",
+            "ok
+",
+        ),
+    ] {
+        assert_eq!(tell(directory.path(), line), answer, "{line:?}");
+    }
+    assert_eq!(a.read(5), Err(DeviceError::Media));
+    assert_eq!((a.write(5, 6), a.read(5)), (Ok(()), Ok(6)));
+    assert_eq!(
+        tell(directory.path(), "disk0 lose 5"),
+        "ok
+"
+    );
+    assert_eq!((a.write(5, 7), a.read(5)), (Ok(()), Ok(6)));
+    assert_eq!(
+        tell(directory.path(), "disk0 fatal 0"),
+        "ok
+"
+    );
+    assert_eq!((a.write(5, 8), a.driver.resets()), (Err(DeviceError::Aborted), 1));
+    assert_eq!((a.write(5, 8), a.read(5)), (Ok(()), Ok(8)));
+    // Pulled out and plugged in again, it is attached again.
+    assert_eq!(
+        tell(directory.path(), "disk0 remove 0"),
+        "ok
+"
+    );
+    assert_eq!(a.write(5, 9), Err(DeviceError::Gone));
+    assert_eq!(
+        tell(directory.path(), "disk0 plug 0"),
+        "ok
+"
+    );
+    let a = Side::new(directory.path(), 0, A);
+    assert_eq!(a.read(5), Ok(8));
+    a.run(a.driver.submit(Io::Flush).unwrap()).unwrap();
+    a.write(6, 1).unwrap();
+    assert_eq!(
+        tell(directory.path(), "disk0 power off"),
+        "ok
+"
+    );
+    assert_eq!(a.write(5, 9), Err(DeviceError::Gone));
+    assert_eq!(
+        tell(directory.path(), "disk0 power on"),
+        "ok
+"
+    );
+    let a = Side::new(directory.path(), 0, A);
+    assert_eq!(a.read(5), Ok(8), "flushed");
+    assert!(matches!(a.read(6), Ok(0 | 1)), "lost or not");
+}
+
+#[test]
+fn a_reactor_sleeps_while_the_device_works() {
+    const COMMANDS: u64 = 50;
+    let directory = tempfile::tempdir().unwrap();
+    let _shelf = Role::start("shelf", directory.path());
+    assert_eq!(tell(directory.path(), "disk0 latency 2000 2000 2000"), "ok\n");
+    let limits = Limits { tasks: 4, timers: 64 };
+    let mut reactor = Reactor::new(Options { limits, max_spin: Duration::ZERO, core: None }).unwrap();
+    let driver = attach(reactor.executor(), directory.path(), 0, A);
+    let memory = Memory::shared("payload", 4096, HugePages::No).unwrap();
+    driver.map(&memory).unwrap();
+    reactor.add_source(driver.clone()).unwrap();
+    let (stopper, counters) = (reactor.stopper(), reactor.counters());
+    reactor.handle().spawn("reader", async move {
+        let segments = [memory.segment(0, 4096).unwrap()];
+        for lba in 0..COMMANDS {
+            driver.submit(Io::Read { lba: Lba(lba), segments: &segments }).unwrap().await.unwrap();
+        }
+        stopper.stop();
+    });
+    let start = BootClock.now();
+    reactor.run().unwrap();
+    // Without the interrupt the driver's watch would wake it, half a second later each time.
+    let took = BootClock.now().since(start);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(counters.values().sleeps >= COMMANDS, "{:?}", counters.values());
 }
