@@ -26,7 +26,7 @@ use crate::link::MirrorLink;
 use crate::mirror::{Adoptable, MirrorArea};
 use crate::outcomes::OutcomeTable;
 use crate::record::{CommandId, OUTCOMES_PER_MESSAGE, Outcomes, ReleasedBlock};
-use crate::slots::{Block, BlockState, SlotTable};
+use crate::slots::{Block, BlockState, DirtyBlock, SlotTable};
 
 /// Sizes of a [`Cache`], fixed for its life.
 #[derive(Debug, Copy, Clone)]
@@ -195,6 +195,24 @@ impl<D: Device, P: Provider> Cache<D, P> {
         self.inner.slots.borrow().dirty_blocks()
     }
 
+    /// The blocks that media does not have yet, in address order.
+    #[must_use]
+    pub fn dirty(&self) -> Vec<DirtyBlock> {
+        self.inner.slots.borrow().dirty()
+    }
+
+    /// A write of this track to media is under way.
+    #[must_use]
+    pub fn is_destaging(&self, track: TrackAddress) -> bool {
+        self.inner.slots.borrow().get(track).is_some_and(|slot| slot.destaging)
+    }
+
+    /// Blocks that are in the cache.
+    #[must_use]
+    pub fn cached_blocks(&self) -> usize {
+        self.inner.slots.borrow().cached_blocks()
+    }
+
     /// Fires when blocks became dirty or clean.
     #[must_use]
     pub fn moved(&self) -> &Signal {
@@ -312,12 +330,14 @@ impl<D: Device, P: Provider> Cache<D, P> {
 
         let _turn = inner.locks.lock(range.track).await;
         loop {
-            if inner.outcomes.contains(command) {
-                self.count(|counters| counters.repeated_writes += 1);
-                return Ok(());
-            }
             let seen = inner.authority.changes().generation();
             match inner.authority.regime() {
+                // Only a home says that a write was applied: a partner that has the commit record may still lose the epoch, and its
+                // mirror with it, to a home that never had its answer.
+                Regime::Mirrored(_) | Regime::Solo(_) if inner.outcomes.contains(command) => {
+                    self.count(|counters| counters.repeated_writes += 1);
+                    return Ok(());
+                }
                 Regime::Elsewhere => return Err(CacheError::NotHome),
                 Regime::Mirrored(epoch) => {
                     if let Some(link) = self.link().filter(|link| !link.is_closed())

@@ -186,6 +186,12 @@ impl<P: Provider> MirrorLink<P> {
         }
     }
 
+    /// Mirror frames that the home does not use.
+    #[must_use]
+    pub fn free_frames(&self) -> usize {
+        self.inner.free.borrow().len()
+    }
+
     /// Whether the link was closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {

@@ -53,6 +53,19 @@ impl Slot {
     }
 }
 
+/// A block that media does not have yet.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub struct DirtyBlock {
+    /// Which track.
+    pub track: TrackAddress,
+    /// Which block of it.
+    pub index: usize,
+    /// Which contents these are.
+    pub version: Version,
+    /// Their CRC-32C.
+    pub crc: u32,
+}
+
 /// All slots of a director.
 pub struct SlotTable {
     places: FixedMap<TrackAddress, usize>,
@@ -148,6 +161,25 @@ impl SlotTable {
                 *mirror = None;
             }
         }
+    }
+
+    /// All dirty blocks, in address order.
+    #[must_use]
+    pub fn dirty(&self) -> Vec<DirtyBlock> {
+        let blocks = self.slots.iter().flatten().flat_map(|slot| {
+            let blocks = slot.blocks.iter().enumerate().filter_map(|(index, block)| Some((index, (*block)?)));
+            let dirty = blocks.filter(|(_, block)| block.state != BlockState::Clean);
+            dirty.map(|(index, Block { version, crc, .. })| DirtyBlock { track: slot.track, index, version, crc })
+        });
+        let mut blocks: Vec<_> = blocks.collect();
+        blocks.sort_unstable_by_key(|block| (block.track, block.index));
+        blocks
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub fn cached_blocks(&self) -> usize {
+        self.slots.iter().flatten().map(|slot| slot.blocks.iter().flatten().count()).sum()
     }
 
     /// Up to `tracks.capacity()` dirty tracks at or after `from`, in address order; wraps to the lowest when there are none after.

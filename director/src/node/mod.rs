@@ -20,6 +20,7 @@ use dyad_backend::Device;
 use dyad_backend::device::DeviceId;
 use dyad_backend::raid::{GroupError, NewGroupError, Raid1};
 use dyad_cache::home::{CacheConfig, VolumePlace};
+use dyad_cache::mirror::Adoptable;
 use dyad_cache::{Authority, Cache, MirrorArea, Regime};
 use dyad_frontend::vi::HOST_TAG;
 use dyad_frontend::{Target, TargetConfig};
@@ -260,6 +261,12 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         self.inner.authority.regime()
     }
 
+    /// Data may be looked up for a read that arrived.
+    #[must_use]
+    pub fn may_read(&self) -> bool {
+        self.inner.authority.may_read(self.inner.handle.now())
+    }
+
     /// Its epoch; zero when it is no member.
     #[must_use]
     pub fn epoch(&self) -> dyad_cache::Epoch {
@@ -288,6 +295,12 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
     #[must_use]
     pub fn mirrored_blocks(&self) -> usize {
         self.inner.area.borrow().as_ref().map_or(0, |area| area.mirror.block_count())
+    }
+
+    /// The blocks that it holds for its partner, in address order.
+    #[must_use]
+    pub fn mirrored(&self) -> Vec<Adoptable> {
+        self.inner.area.borrow().as_ref().map_or(Vec::new(), |area| area.mirror.adoptable())
     }
 
     /// It lost its epoch and wants to begin anew as a fresh incarnation.

@@ -21,7 +21,8 @@ pub fn pair_key() -> Key {
 }
 
 /// Key of the list of failed devices: 16 bytes each.
-fn failed_key() -> Key {
+#[must_use]
+pub fn failed_key() -> Key {
     Key::new("group-failed").expect("a valid key")
 }
 
@@ -49,7 +50,9 @@ pub async fn failed_devices<R: Registry>(registry: &R) -> Result<Vec<DeviceId>, 
     Ok(registry.get(&failed_key()).await?.map_or(Vec::new(), |versioned| devices_of(&versioned.value)))
 }
 
-fn devices_of(value: &[u8]) -> Vec<DeviceId> {
+/// The devices in that list.
+#[must_use]
+pub fn devices_of(value: &[u8]) -> Vec<DeviceId> {
     value.as_chunks::<16>().0.iter().map(|id| DeviceId(*id)).collect()
 }
 

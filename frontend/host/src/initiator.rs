@@ -4,9 +4,10 @@
 //! from the director and the next path is tried with a higher session generation (PROTOCOLS 9.3); commands that had no
 //! answer are sent again under their number, so that they are applied once.
 //!
-//! A read that was cut off is read again into other frames: the old director may still be writing to the old ones. These
-//! stay in quarantine until that director's process is known dead, or the same incarnation has accepted a newer session,
-//! which it does only when nothing of the older one is under way (PROTOCOLS 10.2).
+//! What was cut off goes on in other frames: the old director may still be writing to the old ones, or reading them. These
+//! stay in quarantine until that director's process is known dead, or it has accepted a newer session, which it does only
+//! when nothing of the older one is under way (PROTOCOLS 10.2). A director that answers as another incarnation is another
+//! process: the older one is dead (PROTOCOLS 2.2).
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -72,8 +73,7 @@ struct InFlight {
 
 struct Quarantined {
     path: Path,
-    /// Held, not read.
-    _frames: Pinned,
+    frames: Pinned,
 }
 
 /// What the initiator has seen.
@@ -150,7 +150,8 @@ impl<P: Provider> Initiator<P> {
             slots: Permits::new(depth),
             outstanding: RefCell::new(Vec::with_capacity(depth)),
             answered: Signal::new(),
-            sequence: Cell::new(0),
+            // Directors remember numbers by host: those of an earlier run of this host must not come again.
+            sequence: Cell::new(config.first_generation),
             quarantine: RefCell::new(Vec::with_capacity(depth)),
             blocks: Cell::new(BlockCount(0)),
             counters: Cell::default(),
@@ -174,6 +175,15 @@ impl<P: Provider> Initiator<P> {
     #[must_use]
     pub fn current_path(&self) -> Option<usize> {
         self.inner.path.get().map(|path| path.index)
+    }
+
+    /// Frames that an old path may still write to.
+    #[must_use]
+    pub fn quarantined_frames(&self) -> usize {
+        let quarantine = self.inner.quarantine.borrow();
+        // A write that was lost twice is here twice.
+        let frames = quarantine.iter().flat_map(|old| old.frames.frames()).map(|frame| frame.offset());
+        frames.collect::<std::collections::BTreeSet<u64>>().len()
     }
 
     /// Waits for a path and learns the namespace's size.
@@ -343,7 +353,7 @@ impl<P: Provider> Initiator<P> {
         for entry in inner.in_flight.borrow_mut().iter_mut() {
             let Some(lost) = entry.take_if(|entry| entry.vi == path.vi) else { continue };
             if let Some(frames) = lost.frames.filter(|_| !process_dead) {
-                inner.quarantine.borrow_mut().push(Quarantined { path, _frames: frames });
+                inner.quarantine.borrow_mut().push(Quarantined { path, frames });
             }
             let _ = inner.replies.complete(lost.ticket, None);
         }
@@ -365,10 +375,8 @@ impl<P: Provider> Initiator<P> {
             generation += 1;
             useless += 1;
             let Some(path) = self.connect(index, generation).await else { continue };
-            inner
-                .quarantine
-                .borrow_mut()
-                .retain(|old| (old.path.index, old.path.incarnation) != (path.index, path.incarnation));
+            // The same incarnation has drained the older session; another one means that the process of the older one is no more.
+            inner.quarantine.borrow_mut().retain(|old| old.path.index != path.index);
             self.count(|counters| counters.sessions += 1);
             inner.served.set(false);
             inner.path.set(Some(path));
