@@ -43,6 +43,8 @@ mod ring;
 mod socket;
 mod state;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -145,6 +147,13 @@ impl ShmProvider {
         epoll.add(&*agent.notice_alarm, EpollEvent::new(EpollFlags::EPOLLIN, AGENT))?;
         let state = RefCell::new(State::new(status, agent, incarnation, &limits));
         Ok(Self(Rc::new(Inner { state, epoll })))
+    }
+
+    /// Payload bytes that it copied into rings and into peers' regions. What it copied into our own memory counts there
+    /// ([`Memory::copied_bytes`](crate::Memory::copied_bytes)).
+    #[must_use]
+    pub fn copied_bytes(&self) -> u64 {
+        self.0.state.borrow().copied_bytes()
     }
 }
 

@@ -92,6 +92,8 @@ pub(super) struct Link {
     peer: PeerStatus,
     doorbell: OwnedFd,
     regions: Vec<Option<PeerRegion>>,
+    /// Payload bytes copied into regions that are gone.
+    copied_before: u64,
     /// Announcements of the peer that have been dealt with.
     announced_seen: u32,
     /// Where each side says how many it made.
@@ -120,6 +122,7 @@ impl Link {
             peer: PeerStatus::new(peer_status, peer_shape, peer_vi)?,
             doorbell,
             regions: (0..peer_shape.regions).map(|_| None).collect(),
+            copied_before: 0,
             announced_seen: 0,
             announced_by_peer: Geometry::announced(side.other()),
             announced_by_us: Geometry::announced(side),
@@ -152,7 +155,15 @@ impl Link {
 
     pub(super) fn remove_region(&mut self, handle: RegionHandle) -> Option<Memory> {
         let place = self.regions.get_mut(usize::try_from(handle.index & 0xffff).expect("16 bits"))?;
-        place.take_if(|region| region.handle == handle).map(|region| region.memory)
+        let memory = place.take_if(|region| region.handle == handle)?.memory;
+        self.copied_before += memory.copied_bytes();
+        Some(memory)
+    }
+
+    /// Payload bytes copied to the peer.
+    pub(super) fn copied_bytes(&self) -> u64 {
+        let regions = self.regions.iter().flatten().map(|region| region.memory.copied_bytes());
+        self.producer.memory().copied_bytes() + regions.sum::<u64>() + self.copied_before
     }
 
     /// All that is mapped, to be unmapped elsewhere.

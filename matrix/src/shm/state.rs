@@ -41,6 +41,8 @@ pub(super) struct State {
     pub(super) linked: Vec<ViId>,
     /// Which peers map which of our regions.
     pub(super) exports: Vec<Export>,
+    /// Payload bytes copied to peers over connections that have ended.
+    copied_before: u64,
 }
 
 /// A region of ours in the hands of a peer.
@@ -196,6 +198,7 @@ impl State {
             event_waiter: None,
             linked: Vec::with_capacity(vis),
             exports: Vec::new(),
+            copied_before: 0,
         }
     }
 
@@ -290,7 +293,10 @@ impl State {
             let cq = cqs.get_mut(there.attributes.receive_cq.0).expect("queues outlive VIs");
             cq.push(Completion { vi, queue: WorkQueue::Receive, cookie, result, immediate: None });
         }
-        let memories = there.link.take().map_or_else(Vec::new, |link| link.into_memories());
+        let link = there.link.take();
+        self.copied_before += link.as_ref().map_or(0, |link| link.copied_bytes());
+        let memories = link.map_or_else(Vec::new, |link| link.into_memories());
+        let there = self.vis.get(vi.0).expect("it was just there");
         let command = match there.connection {
             Some(connection) => Command::Close { connection, why, memories },
             None => Command::Abandon { vi },
@@ -313,6 +319,11 @@ impl State {
         } else if let Err(command) = self.agent.command(command) {
             self.waiting_commands.push_back(command);
         }
+    }
+
+    pub(super) fn copied_bytes(&self) -> u64 {
+        let links = self.linked.iter().filter_map(|vi| self.vis.get(vi.0)?.link.as_ref());
+        self.copied_before + links.map(|link| link.copied_bytes()).sum::<u64>()
     }
 
     pub(super) fn doorbell(&self, vi: ViId) -> Option<&OwnedFd> {

@@ -1,5 +1,11 @@
-//! The conformance suite over every provider, and what becomes of two processes when one of them dies.
+//! The conformance suite over every provider, what becomes of two processes when one of them dies, and what a busy connection
+//! costs.
+#![expect(clippy::disallowed_macros, reason = "allocations are counted per thread, and an allocator is handed nothing")]
 
+#[path = "../../../reactor/tests/allocations/mod.rs"]
+mod allocations;
+mod asleep;
+mod cost;
 mod processes;
 
 use std::path::PathBuf;
