@@ -339,3 +339,130 @@ fn configuration_space() -> [u8; CONFIG_BYTES] {
     put(&mut space, 0x60, &[0x10, 0x00, 0x02, 0x00]);
     space
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::HEADER;
+    use super::*;
+    use crate::emulator::SubsystemConfig;
+    use dyad_nvme::register;
+    use dyad_reactor::SeededRng;
+    use proptest::prelude::*;
+    use std::io::{Read, Write};
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    struct Rig {
+        _directory: tempfile::TempDir,
+        path: PathBuf,
+        subsystem: Subsystem,
+        port: Port,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("socket");
+            let mut subsystem = Subsystem::new(SubsystemConfig::default(), SeededRng::new(1));
+            let listener = UnixListener::bind(&path).expect("a socket");
+            let port = Port::new(&mut subsystem, 0, listener).expect("a port");
+            Self { _directory: directory, path, subsystem, port }
+        }
+
+        fn connect(&mut self) -> UnixStream {
+            let client = UnixStream::connect(&self.path).expect("connected");
+            client.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+            assert!(self.port.accept(), "there is room");
+            client
+        }
+
+        fn serve(&mut self) -> usize {
+            self.port.serve(&mut self.subsystem, Time::ZERO)
+        }
+
+        /// Asks one question with descriptors; the errno of the answer, zero for none.
+        fn ask(&mut self, client: &mut UnixStream, command: u16, payload: &[u8], fds: &[BorrowedFd<'_>]) -> u32 {
+            send(client, &message(9, command, 0, 0, payload), fds).expect("sent");
+            assert_eq!(self.serve(), 1);
+            let mut header = [0; HEADER];
+            client.read_exact(&mut header).expect("an answer");
+            let header = wire::Header::from_bytes(&header);
+            assert_eq!((header.id, header.flags & flag::REPLY), (9, flag::REPLY));
+            let mut rest = vec![0; header.payload().expect("a size")];
+            client.read_exact(&mut rest).expect("all of it");
+            header.errno
+        }
+    }
+
+    #[test]
+    fn memory_that_could_fault_or_is_not_there_is_refused() {
+        let mut rig = Rig::new();
+        let mut client = rig.connect();
+        let map = |size| Dma { flags: 3, offset: 0, address: 0x1000, size }.to_map();
+        let memory = Memory::shared("test", 8192, HugePages::No).expect("memory");
+        let sealed = memory.fd().expect("a file");
+        let unsealed = tempfile::tempfile().expect("a file");
+        unsealed.set_len(8192).expect("8 KiB");
+        let (invalid, exists) = (errno(Errno::EINVAL), errno(Errno::EEXIST));
+        let mut dma_map = |payload: &[u8], fds: &[BorrowedFd<'_>]| rig.ask(&mut client, command::DMA_MAP, payload, fds);
+        assert_eq!(dma_map(&map(8192), &[]), invalid, "no descriptor");
+        assert_eq!(dma_map(&map(8192), &[sealed, sealed]), invalid, "two descriptors");
+        assert_eq!(dma_map(&map(8192), &[unsealed.as_fd()]), invalid, "a file that could shrink");
+        assert_eq!(dma_map(&map(8193), &[sealed]), invalid, "longer than the file");
+        assert_eq!(dma_map(&map(0), &[sealed]), invalid, "nothing");
+        assert_eq!(dma_map(&map(u64::MAX), &[sealed]), invalid);
+        assert_eq!(dma_map(&map(8192)[..31], &[sealed]), invalid, "cut short");
+        assert_eq!(dma_map(&map(8192), &[sealed]), 0);
+        assert_eq!(dma_map(&map(4096), &[sealed]), exists, "mapped already");
+        let access = |offset, count| Access { offset, region: vfio::BAR0, count }.to_bytes(&[]);
+        let mut read = |offset, count| rig.ask(&mut client, command::REGION_READ, &access(offset, count), &[]);
+        assert_eq!(read(u64::from(register::CAP), 8), 0);
+        assert_eq!(
+            [read(2, 4), read(0, 3), read(BAR_BYTES - 4, 8), read(u64::MAX, 4), read(0, u32::MAX)],
+            [invalid; 5]
+        );
+        assert_eq!(rig.ask(&mut client, 77, &[], &[]), errno(Errno::ENOTSUP));
+    }
+
+    #[test]
+    fn one_client_at_a_time() {
+        let mut rig = Rig::new();
+        let first = rig.connect();
+        let mut second = UnixStream::connect(&rig.path).expect("connected");
+        assert!(!rig.port.accept(), "the port is taken");
+        let mut header = [0; HEADER];
+        second.read_exact(&mut header).expect("it is told so");
+        assert_eq!(wire::Header::from_bytes(&header).errno, errno(Errno::EBUSY));
+        drop(first);
+        rig.serve();
+        assert!(rig.port.client().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_client_sends_the_next_one_is_served(
+            messages in prop::collection::vec(
+                (0..16_u16, 0..64_u32, prop::collection::vec(any::<u8>(), 0..80), 0..4_u32),
+                1..20,
+            ),
+        ) {
+            let mut rig = Rig::new();
+            let mut client = rig.connect();
+            client.set_nonblocking(true).expect("so that nobody waits");
+            for (command, flags, payload, lie) in messages {
+                let mut bytes = message(1, command, flags, 0, &payload);
+                // Sometimes a header that lies about the size.
+                if lie == 0 {
+                    put(&mut bytes, 4, &payload.first().map_or(u32::MAX, |b| u32::from(*b)).to_le_bytes());
+                }
+                let _ = client.write(&bytes);
+                rig.serve();
+                let _ = client.read(&mut [0; 4096]);
+            }
+            drop(client);
+            rig.serve();
+            let mut client = rig.connect();
+            prop_assert_eq!(rig.ask(&mut client, command::VERSION, &wire::version(), &[]), 0);
+        }
+    }
+}
