@@ -113,7 +113,7 @@ struct Core {
     listening: Option<dyad_nvme::types::CommandId>,
 }
 
-struct Shared<F> {
+struct Shared<F: PciFunction> {
     function: F,
     handle: Handle,
     options: Options,
@@ -128,17 +128,17 @@ struct Shared<F> {
 }
 
 /// One namespace of one controller. Clones are the same.
-pub struct Driver<F> {
+pub struct Driver<F: PciFunction> {
     shared: Rc<Shared<F>>,
 }
 
-impl<F> Clone for Driver<F> {
+impl<F: PciFunction> Clone for Driver<F> {
     fn clone(&self) -> Self {
         Self { shared: Rc::clone(&self.shared) }
     }
 }
 
-impl<F> fmt::Debug for Driver<F> {
+impl<F: PciFunction> fmt::Debug for Driver<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let core = self.shared.core.borrow();
         f.debug_struct("Driver")
@@ -222,6 +222,15 @@ impl<F: PciFunction> Driver<F> {
     /// The next asynchronous event of the controller.
     pub async fn next_event(&self) -> AsyncEvent {
         self.shared.events.next().await
+    }
+}
+
+impl<F: PciFunction> Drop for Shared<F> {
+    /// Nobody has the device any more, but it may still have memory of ours: it is stopped before that goes.
+    fn drop(&mut self) {
+        if self.core.get_mut().state != State::Failed {
+            self.function.reset();
+        }
     }
 }
 
