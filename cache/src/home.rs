@@ -18,20 +18,21 @@ use dyad_reactor::Time;
 use dyad_reactor::collections::FixedMap;
 use dyad_reactor::executor::Handle;
 use dyad_reactor::mutation::{Mutation, is_active};
-use dyad_reactor::sync::{KeyedLocks, Signal};
+use dyad_reactor::sync::{KeyGuard, KeyedLocks, Signal};
 
 use crate::address::{Epoch, TRACK_BLOCKS, TrackAddress, TrackRange, Version, VolumeId};
 use crate::authority::{Authority, Regime};
-use crate::link::MirrorLink;
+use crate::link::{MirrorLink, Write};
 use crate::mirror::{Adoptable, MirrorArea};
 use crate::outcomes::OutcomeTable;
-use crate::record::{CommandId, OUTCOMES_PER_MESSAGE, Outcomes, ReleasedBlock};
+use crate::record::{CommandId, MirrorFrame, OUTCOMES_PER_MESSAGE, Outcomes, ReleasedBlock};
 use crate::slots::{Block, BlockState, DirtyBlock, SlotTable};
 
 /// Sizes of a [`Cache`], fixed for its life.
 #[derive(Debug, Copy, Clone)]
 pub struct CacheConfig {
-    /// Most dirty frames of the partner that this director may have to adopt: as many of ours stay free until then (PROTOCOLS 3.6).
+    /// Most dirty frames of the partner that this director may have to adopt (PROTOCOLS 3.6). A director is a home or a mirror, not both
+    /// yet: until it takes over it has no dirty frames of its own, and clean ones are given up.
     pub takeover_frames: usize,
     /// Dirty blocks above which destage does not wait for idleness.
     pub destage_above: usize,
@@ -42,6 +43,9 @@ pub struct CacheConfig {
     /// See `hosts`.
     pub outcomes_per_host: usize,
 }
+
+/// Tracks that one destager takes at once.
+const DESTAGE_BATCH: usize = 8;
 
 /// Why a read or write was not done.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +106,8 @@ pub struct CacheCounters {
     pub destaged_blocks: u64,
     /// Blocks adopted from a lost partner.
     pub adopted_blocks: u64,
+    /// Blocks of a lost partner whose bytes had changed in memory: what media has of them is older.
+    pub damaged_blocks: u64,
 }
 
 struct Inner<D: Device, P> {
@@ -118,6 +124,8 @@ struct Inner<D: Device, P> {
     sequence: Cell<u64>,
     /// Solo writes on their way to media.
     media_writes: Cell<usize>,
+    /// Where the next batch of destage begins.
+    destage_from: Cell<Option<TrackAddress>>,
     /// Fires when something became dirty, clean, or stopped destaging.
     moved: Signal,
     counters: Cell<CacheCounters>,
@@ -164,6 +172,7 @@ impl<D: Device, P: Provider> Cache<D, P> {
                 outcomes: OutcomeTable::new(config.hosts, config.outcomes_per_host),
                 sequence: Cell::new(0),
                 media_writes: Cell::new(0),
+                destage_from: Cell::new(None),
                 moved: Signal::new(),
                 counters: Cell::default(),
                 config,
@@ -256,11 +265,27 @@ impl<D: Device, P: Provider> Cache<D, P> {
                 let range = TrackRange::whole(TrackAddress { volume: place.id, track });
                 let frames = self.take_frames(TRACK_BLOCKS, Time::FAR_FUTURE).await?;
                 let lba = self.group_lba(range)?;
-                inner.group.read(lba, &frames.segments()).await.map_err(|error| self.group_failed(error))?;
-                inner.group.write(lba, &frames.segments(), true).await.map_err(|error| self.group_failed(error))?;
+                match self.equalise_blocks(lba, &frames.segments()).await {
+                    // Block by block then: one that no leg can read stays an error for whoever reads it.
+                    Err(CacheError::Group(GroupError::Media)) => {
+                        for (lba, frame) in (lba.0..).map(Lba).zip(frames.frames()) {
+                            match self.equalise_blocks(lba, &[inner.pool.segment(*frame)]).await {
+                                Ok(()) | Err(CacheError::Group(GroupError::Media)) => {}
+                                Err(error) => return Err(error),
+                            }
+                        }
+                    }
+                    other => other?,
+                }
             }
         }
         Ok(())
+    }
+
+    async fn equalise_blocks(&self, lba: Lba, segments: &[Segment]) -> Result<(), CacheError> {
+        let group = &self.inner.group;
+        group.read(lba, segments).await.map_err(|error| self.group_failed(error))?;
+        group.write(lba, segments, true).await.map_err(|error| self.group_failed(error))
     }
 
     /// There is no partner any more. Commands that wait for it will see the regime change.
@@ -271,12 +296,11 @@ impl<D: Device, P: Provider> Cache<D, P> {
         self.inner.slots.borrow_mut().forget_mirrors();
     }
 
-    /// Tells a partner that just joined what was applied (PROTOCOLS 9.3).
+    /// Tells a partner that is about to join what was applied (PROTOCOLS 9.3). No write may be under way.
     ///
     /// # Errors
     /// [`CacheError::NotHome`]: the link ended.
-    pub async fn teach_outcomes(&self, epoch: Epoch) -> Result<(), CacheError> {
-        let link = self.link().ok_or(CacheError::NotHome)?;
+    pub async fn teach_outcomes(&self, link: &MirrorLink<P>, epoch: Epoch) -> Result<(), CacheError> {
         for applied in self.inner.outcomes.all().chunks(OUTCOMES_PER_MESSAGE) {
             let outcomes = Outcomes { epoch, applied: applied.iter().copied().collect() };
             link.teach(outcomes).await.map_err(|_| CacheError::NotHome)?;
@@ -298,10 +322,18 @@ impl<D: Device, P: Provider> Cache<D, P> {
         }
         self.count(|counters| counters.read_misses += 1);
         let pinned = {
-            let _turn = inner.locks.lock(range.track).await;
-            self.wait_until_readable(deadline).await?;
-            self.fill_from_group(range).await?;
-            self.pin_if_present(range).expect("the lock keeps what was filled from being replaced")
+            let _turn = self.turn(range.track, deadline).await?;
+            loop {
+                self.wait_until_readable(deadline).await?;
+                self.fill_from_group(range, deadline).await?;
+                // Blocks that were here before may have been given up while others were read.
+                if let Some(pinned) = self.pin_if_present(range) {
+                    break pinned;
+                }
+                if inner.handle.now() >= deadline {
+                    return Err(CacheError::Undecided);
+                }
+            }
         };
         host.deliver(&pinned.segments()).await
     }
@@ -320,15 +352,16 @@ impl<D: Device, P: Provider> Cache<D, P> {
     ) -> Result<(), CacheError> {
         let inner = &*self.inner;
         self.check_range(range)?;
-        if !inner.outcomes.admit(command.origin) {
-            return Err(CacheError::Credits);
+        if inner.authority.regime() == Regime::Elsewhere {
+            return Err(CacheError::NotHome);
         }
         let pinned = self.take_frames(range.count(), deadline).await?;
         host.fetch(&pinned.segments()).await?;
         let crcs: heapless::Vec<u32, TRACK_BLOCKS> =
             pinned.frames().iter().map(|frame| inner.pool.crc(*frame)).collect();
+        let write = Write { range, command, oldest, frames: &pinned, crcs: &crcs };
 
-        let _turn = inner.locks.lock(range.track).await;
+        let _turn = self.turn(range.track, deadline).await?;
         loop {
             let seen = inner.authority.changes().generation();
             match inner.authority.regime() {
@@ -340,10 +373,15 @@ impl<D: Device, P: Provider> Cache<D, P> {
                 }
                 Regime::Elsewhere => return Err(CacheError::NotHome),
                 Regime::Mirrored(epoch) => {
-                    if let Some(link) = self.link().filter(|link| !link.is_closed())
-                        && self.write_mirrored(epoch, &link, range, (command, oldest), &pinned, &crcs).await
-                    {
-                        return Ok(());
+                    if let Some(link) = self.link().filter(|link| !link.is_closed()) {
+                        let room = inner.handle.timeout_at(deadline, link.take_frames(range.count())).await;
+                        // No room until the deadline: destage is too slow, and the host tries again.
+                        let room = room.map_err(|_| CacheError::Undecided)?;
+                        if let Ok(mirror) = room
+                            && self.write_mirrored(epoch, &link, &write, &mirror).await
+                        {
+                            return Ok(());
+                        }
                     }
                     if inner.authority.regime() != Regime::Mirrored(epoch) {
                         continue;
@@ -351,7 +389,7 @@ impl<D: Device, P: Provider> Cache<D, P> {
                 }
                 Regime::Solo(epoch) => {
                     inner.media_writes.set(inner.media_writes.get() + 1);
-                    let written = self.write_solo(epoch, range, (command, oldest), &pinned, &crcs).await;
+                    let written = self.write_solo(epoch, &write).await;
                     inner.media_writes.set(inner.media_writes.get() - 1);
                     inner.moved.notify_all();
                     return written;
@@ -382,11 +420,10 @@ impl<D: Device, P: Provider> Cache<D, P> {
     /// Service task: writes dirty tracks to the group in address order. Several may run.
     pub async fn run_destage(self, idle_delay: std::time::Duration) {
         let inner = &*self.inner;
-        let mut batch: Vec<TrackAddress> = Vec::with_capacity(32);
-        let mut from = None;
+        let mut batch: Vec<TrackAddress> = Vec::with_capacity(DESTAGE_BATCH);
         loop {
             let seen = inner.moved.generation();
-            inner.slots.borrow().dirty_tracks(from, &mut batch);
+            inner.slots.borrow().dirty_tracks(inner.destage_from.get(), &mut batch);
             let serving = matches!(inner.authority.regime(), Regime::Mirrored(_) | Regime::Solo(_));
             if batch.is_empty() || !serving {
                 if serving {
@@ -402,7 +439,8 @@ impl<D: Device, P: Provider> Cache<D, P> {
             {
                 inner.handle.sleep(idle_delay).await;
             }
-            from = batch.last().map(|last| TrackAddress { volume: last.volume, track: last.track + 1 });
+            let next = batch.last().map(|last| TrackAddress { volume: last.volume, track: last.track + 1 });
+            inner.destage_from.set(next);
             for track in &batch {
                 if self.destage(*track).await.is_err() {
                     inner.handle.sleep(idle_delay).await;
@@ -412,97 +450,86 @@ impl<D: Device, P: Provider> Cache<D, P> {
         }
     }
 
-    /// Takes over what a lost home had committed. Its memory must have been revoked; fencing must be done (PROTOCOLS 4.3). Returns
-    /// the number of blocks whose bytes no longer have their CRC: none, unless memory failed.
-    pub async fn adopt(&self, area: &MirrorArea) -> usize {
+    /// Takes over what a lost home had committed. Its memory must have been revoked; fencing must be done (PROTOCOLS 4.3). A block
+    /// whose bytes no longer have their CRC is counted and left out: memory failed.
+    pub async fn adopt(&self, area: &MirrorArea) {
         let inner = &*self.inner;
-        let mut broken = 0;
         for block in area.adoptable() {
             let frame = loop {
                 let seen = inner.pool.freed().generation();
-                if let Some(taken) = self.try_take(1, 0) {
+                if let Some(taken) = self.try_take(1) {
                     break taken;
                 }
                 inner.pool.freed().changed_since(seen).await;
             };
-            broken += usize::from(!self.adopt_block(area.memory(), block, frame.frames()[0]));
+            self.adopt_block(area.memory(), block, frame.frames()[0]);
         }
         inner.moved.notify_all();
-        broken
     }
 
-    fn adopt_block(&self, memory: &Memory, block: Adoptable, frame: FrameIndex) -> bool {
+    fn adopt_block(&self, memory: &Memory, block: Adoptable, frame: FrameIndex) {
         let inner = &*self.inner;
         let to = frame.offset();
         dyad_matrix::memory::copy(memory, block.offset, inner.pool.memory(), to, FRAME_BYTES as u64)
             .expect("frames lie in their memories");
         if inner.pool.crc(frame) != block.crc {
-            return false;
+            return self.count(|counters| counters.damaged_blocks += 1);
         }
         inner.pool.hold(frame);
         let adopted = Block { frame, crc: block.crc, version: block.version, state: BlockState::Dirty(None) };
         self.install(block.track, block.index, adopted);
         self.count(|counters| counters.adopted_blocks += 1);
-        true
     }
 
     async fn write_mirrored(
         &self,
         epoch: Epoch,
         link: &MirrorLink<P>,
-        range: TrackRange,
-        command: (CommandId, u64),
-        pinned: &Pinned,
-        crcs: &[u32],
+        write: &Write<'_>,
+        mirror: &[MirrorFrame],
     ) -> bool {
         let inner = &*self.inner;
         let version = self.next_version(epoch);
         if is_active(Mutation::VisibleBeforeCommit) {
-            self.install_all(range, pinned, crcs, version, BlockState::Dirty(None));
+            self.install_all(write, version, BlockState::Dirty(None));
         }
-        let Ok(mirror) = link.commit(range, version, command, &inner.pool, pinned.frames(), crcs).await else {
+        if link.commit(write, version, mirror).await.is_err() {
             return false;
-        };
+        }
         // The partner has it: it is committed, whatever happened to us meanwhile. If we are not the home any more, nobody reads our slots.
-        for (at, index) in range.indices().enumerate() {
-            let frame = pinned.frames()[at];
+        for (at, index) in write.range.indices().enumerate() {
+            let frame = write.frames.frames()[at];
             inner.pool.hold(frame);
-            let block = Block { frame, crc: crcs[at], version, state: BlockState::Dirty(Some(mirror[at])) };
-            if let Some(BlockState::Dirty(Some(old))) = self.install(range.track, index, block) {
+            let block = Block { frame, crc: write.crcs[at], version, state: BlockState::Dirty(Some(mirror[at])) };
+            if let Some(BlockState::Dirty(Some(old))) = self.install(write.range.track, index, block) {
                 link.give_back(old);
             }
         }
         if link.is_closed() {
             inner.slots.borrow_mut().forget_mirrors();
         }
-        inner.outcomes.insert(command.0, command.1);
+        inner.outcomes.insert(write.command, write.oldest);
         self.count(|counters| counters.mirrored_writes += 1);
         inner.moved.notify_all();
         true
     }
 
-    async fn write_solo(
-        &self,
-        epoch: Epoch,
-        range: TrackRange,
-        command: (CommandId, u64),
-        pinned: &Pinned,
-        crcs: &[u32],
-    ) -> Result<(), CacheError> {
+    async fn write_solo(&self, epoch: Epoch, write: &Write<'_>) -> Result<(), CacheError> {
         let inner = &*self.inner;
         let version = self.next_version(epoch);
         if is_active(Mutation::SoloAcknowledgesFromMemory) {
-            self.install_all(range, pinned, crcs, version, BlockState::Dirty(None));
+            self.install_all(write, version, BlockState::Dirty(None));
             inner.moved.notify_all();
             return Ok(());
         }
-        self.begin_media_write(range.track).await;
-        let written = self.group_write(range, &pinned.segments()).await;
-        inner.slots.borrow_mut().set_destaging(range.track, false);
+        self.begin_media_write(write.range.track).await;
+        let written = self.group_write(write.range, &write.frames.segments()).await;
+        inner.slots.borrow_mut().set_destaging(write.range.track, false);
         inner.moved.notify_all();
+        inner.pool.freed().notify_all();
         written?;
-        self.install_all(range, pinned, crcs, version, BlockState::Clean);
-        if !inner.outcomes.insert(command.0, command.1) {
+        self.install_all(write, version, BlockState::Clean);
+        if !inner.outcomes.insert(write.command, write.oldest) {
             return Err(CacheError::Credits);
         }
         self.count(|counters| counters.solo_writes += 1);
@@ -516,14 +543,18 @@ impl<D: Device, P: Provider> Cache<D, P> {
         let result = self.destage_exclusively(track).await;
         inner.slots.borrow_mut().set_destaging(track, false);
         inner.moved.notify_all();
+        // What is clean now can be given up to whoever waits for frames.
+        inner.pool.freed().notify_all();
         result
     }
 
     async fn destage_exclusively(&self, track: TrackAddress) -> Result<(), CacheError> {
         let inner = &*self.inner;
         let dirty = match inner.slots.borrow().get(track) {
-            Some(slot) => slot.blocks.map(|block| block.filter(|block| block.state != BlockState::Clean)),
-            None => return Ok(()),
+            Some(slot) if slot.is_dirty() => {
+                slot.blocks.map(|block| block.filter(|block| block.state != BlockState::Clean))
+            }
+            Some(_) | None => return Ok(()),
         };
         // Held from the snapshot to the end: newer writes may replace these blocks meanwhile, and let go of their frames.
         let _pinned = inner.pool.pin(dirty.iter().flatten().map(|block| block.frame));
@@ -577,7 +608,7 @@ impl<D: Device, P: Provider> Cache<D, P> {
         self.inner.group.write(lba, segments, true).await.map_err(|error| self.group_failed(error))
     }
 
-    async fn fill_from_group(&self, range: TrackRange) -> Result<(), CacheError> {
+    async fn fill_from_group(&self, range: TrackRange, deadline: Time) -> Result<(), CacheError> {
         let inner = &*self.inner;
         let present = match inner.slots.borrow().get(range.track) {
             Some(slot) => slot.blocks.map(|block| block.is_some()),
@@ -591,7 +622,7 @@ impl<D: Device, P: Provider> Cache<D, P> {
                 continue;
             }
             let missing = TrackRange::new(range.track, start, run.len()).expect("a run lies in its track");
-            let pinned = self.take_frames(run.len(), Time::FAR_FUTURE).await?;
+            let pinned = self.take_frames(run.len(), deadline).await?;
             let lba = self.group_lba(missing)?;
             inner.group.read(lba, &pinned.segments()).await.map_err(|error| self.group_failed(error))?;
             for (frame, index) in pinned.frames().iter().zip(missing.indices()) {
@@ -607,6 +638,11 @@ impl<D: Device, P: Provider> Cache<D, P> {
         Ok(())
     }
 
+    /// The caller's turn at the track.
+    async fn turn(&self, track: TrackAddress, deadline: Time) -> Result<KeyGuard<TrackAddress>, CacheError> {
+        self.inner.handle.timeout_at(deadline, self.inner.locks.lock(track)).await.map_err(|_| CacheError::Undecided)
+    }
+
     fn pin_if_present(&self, range: TrackRange) -> Option<Pinned> {
         let mut slots = self.inner.slots.borrow_mut();
         let blocks = &slots.touch(range.track)?.blocks[range.indices()];
@@ -616,12 +652,12 @@ impl<D: Device, P: Provider> Cache<D, P> {
         Some(self.inner.pool.pin(blocks.iter().flatten().map(|block| block.frame)))
     }
 
-    /// Makes the pinned frames the contents of `range`.
-    fn install_all(&self, range: TrackRange, pinned: &Pinned, crcs: &[u32], version: Version, state: BlockState) {
-        for (at, index) in range.indices().enumerate() {
-            let frame = pinned.frames()[at];
+    /// Makes the write the contents of its blocks.
+    fn install_all(&self, write: &Write<'_>, version: Version, state: BlockState) {
+        for (at, index) in write.range.indices().enumerate() {
+            let frame = write.frames.frames()[at];
             self.inner.pool.hold(frame);
-            self.install(range.track, index, Block { frame, crc: crcs[at], version, state });
+            self.install(write.range.track, index, Block { frame, crc: write.crcs[at], version, state });
         }
     }
 
@@ -640,27 +676,22 @@ impl<D: Device, P: Provider> Cache<D, P> {
         let inner = &*self.inner;
         loop {
             let seen = inner.pool.freed().generation();
-            let moved = inner.moved.generation();
-            if let Some(frames) = self.try_take(count, inner.config.takeover_frames) {
+            if let Some(frames) = self.try_take(count) {
                 return Ok(frames);
             }
             // Full of dirty or busy frames: the host waits for destage (back-pressure), up to its deadline.
-            let waited = inner.handle.timeout_at(deadline, inner.moved.changed_since(moved)).await;
-            if waited.is_err() && inner.pool.freed().generation() == seen {
-                return Err(CacheError::Undecided);
-            }
+            let freed = inner.pool.freed().changed_since(seen);
+            inner.handle.timeout_at(deadline, freed).await.map_err(|_| CacheError::Undecided)?;
         }
     }
 
-    fn try_take(&self, count: usize, reserve: usize) -> Option<Pinned> {
+    fn try_take(&self, count: usize) -> Option<Pinned> {
         let inner = &*self.inner;
-        // While adopted blocks fill the reserve, there is none to keep.
-        let reserve = if matches!(inner.authority.regime(), Regime::Mirrored(_)) { reserve } else { 0 };
-        let enough = || inner.pool.free_count() >= count + reserve;
+        let enough = || inner.pool.free_count() >= count;
         if !enough() && !inner.slots.borrow_mut().evict(|frame| inner.pool.let_go(frame), enough) {
             return None;
         }
-        inner.pool.try_take(count, reserve)
+        inner.pool.try_take(count)
     }
 
     async fn wait_until_readable(&self, deadline: Time) -> Result<(), CacheError> {

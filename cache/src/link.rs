@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use dyad_matrix::Provider;
 use dyad_matrix::endpoint::{Endpoint, Posted};
-use dyad_matrix::frames::{FrameIndex, FramePool, joined};
+use dyad_matrix::frames::{Pinned, joined};
 use dyad_matrix::provider::{RegionHandle, RemoteAddress, ViId};
 use dyad_reactor::mutation::{Mutation, is_active};
 use dyad_reactor::sync::{Pending, Replies, Signal, Ticket};
@@ -23,6 +23,21 @@ use crate::record::{
 #[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the link to the partner is closed")]
 pub struct LinkClosed;
+
+/// A write whose bytes have arrived and are committed nowhere yet.
+#[derive(Clone, Copy)]
+pub struct Write<'a> {
+    /// Where to.
+    pub range: TrackRange,
+    /// The command it belongs to.
+    pub command: CommandId,
+    /// Every command of the origin before this one has been answered.
+    pub oldest: u64,
+    /// Its bytes.
+    pub frames: &'a Pinned,
+    /// Their CRC-32C, block by block.
+    pub crcs: &'a [u32],
+}
 
 /// Mirror frames of one track piece, in block order.
 pub type MirrorFrames = heapless::Vec<MirrorFrame, TRACK_BLOCKS>;
@@ -83,50 +98,45 @@ impl<P: Provider> MirrorLink<P> {
         let _ = self.inner.answers.complete(Ticket::from_u64(tag), Some(answer));
     }
 
-    /// Mirrors one track piece: returns when the partner has answered that it has the bytes (PROTOCOLS 3.2).
+    /// Mirrors one track piece into the frames `mirror`: returns when the partner has answered that it has the bytes (PROTOCOLS 3.2).
     ///
     /// # Errors
-    /// [`LinkClosed`]: the partner may have them or not.
-    pub async fn commit(
-        &self,
-        range: TrackRange,
-        version: Version,
-        command: (CommandId, u64),
-        pool: &FramePool,
-        frames: &[FrameIndex],
-        crcs: &[u32],
-    ) -> Result<MirrorFrames, LinkClosed> {
-        let mirror = self.take_frames(range.count()).await?;
-        let blocks = mirror.iter().zip(crcs).map(|(frame, crc)| CommitBlock { frame: *frame, crc: *crc }).collect();
-        let commit = Commit { range, version, command: command.0, oldest: command.1, blocks };
+    /// [`LinkClosed`]: the partner may have them or not. The link is closed then, and its frames with it.
+    pub async fn commit(&self, write: &Write<'_>, version: Version, mirror: &[MirrorFrame]) -> Result<(), LinkClosed> {
+        let blocks =
+            mirror.iter().zip(write.crcs).map(|(frame, crc)| CommitBlock { frame: *frame, crc: *crc }).collect();
+        let commit = Commit { range: write.range, version, command: write.command, oldest: write.oldest, blocks };
 
-        let mut writes: heapless::Vec<Posted, TRACK_BLOCKS> = heapless::Vec::new();
-        let sent = self.write_and_ask(&mirror, pool, frames, &mut writes, &commit, version.epoch).await;
-        // The frames are in use until every write is done, whatever became of the commit.
-        for write in writes {
-            let _ = write.await;
+        let mut posted: heapless::Vec<Posted, TRACK_BLOCKS> = heapless::Vec::new();
+        let sent = self.put_and_ask(write.frames, mirror, &mut posted, &commit).await;
+        // The frames are in use until every transfer is done, whatever became of the commit.
+        for transfer in posted {
+            let _ = transfer.await;
         }
-        sent.map(|()| mirror)
+        if sent.is_err() {
+            self.close();
+        }
+        sent
     }
 
-    async fn write_and_ask(
+    async fn put_and_ask(
         &self,
+        frames: &Pinned,
         mirror: &[MirrorFrame],
-        pool: &FramePool,
-        frames: &[FrameIndex],
-        writes: &mut heapless::Vec<Posted, TRACK_BLOCKS>,
+        posted: &mut heapless::Vec<Posted, TRACK_BLOCKS>,
         commit: &Commit,
-        epoch: Epoch,
     ) -> Result<(), LinkClosed> {
         let mut done = 0;
         for run in mirror.chunk_by(|a, b| a.0 + 1 == b.0) {
-            let segments = joined(frames[done..done + run.len()].iter().map(|frame| pool.segment(*frame)));
+            let run_frames = &frames.frames()[done..done + run.len()];
+            let segments = joined(run_frames.iter().map(|frame| frames.pool().segment(*frame)));
             done += run.len();
             let to = RemoteAddress { region: self.inner.region, offset: mirror::offset(run[0]) };
-            let posted = self.inner.endpoint.rdma_write(self.inner.vi, &segments, to).await.map_err(|_| LinkClosed)?;
-            assert!(writes.push(posted).is_ok(), "a track has at most {TRACK_BLOCKS} runs");
+            let transfer =
+                self.inner.endpoint.rdma_write(self.inner.vi, &segments, to).await.map_err(|_| LinkClosed)?;
+            assert!(posted.push(transfer).is_ok(), "a track has at most {TRACK_BLOCKS} runs");
         }
-        self.ask(|tag| commit.encode(tag), epoch).await
+        self.ask(|tag| commit.encode(tag), commit.version.epoch).await
     }
 
     /// Tells the partner that these blocks are durable; returns when it has forgotten them.
@@ -198,7 +208,11 @@ impl<P: Provider> MirrorLink<P> {
         self.inner.closed.get()
     }
 
-    async fn take_frames(&self, count: usize) -> Result<MirrorFrames, LinkClosed> {
+    /// Waits for frames of the partner's mirror that the home may write to. They are the caller's until it gives them back.
+    ///
+    /// # Errors
+    /// [`LinkClosed`].
+    pub async fn take_frames(&self, count: usize) -> Result<MirrorFrames, LinkClosed> {
         loop {
             let seen = self.inner.freed.generation();
             if self.inner.closed.get() {

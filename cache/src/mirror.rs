@@ -87,6 +87,10 @@ impl MirrorArea {
             return AnswerStatus::Malformed;
         }
         let named = self.index.get(&commit.range.track).copied().unwrap_or_default();
+        let twice = |at: usize| commit.blocks[..at].iter().any(|block| block.frame == commit.blocks[at].frame);
+        if (0..commit.blocks.len()).any(twice) {
+            return AnswerStatus::Malformed;
+        }
         for (index, block) in commit.range.indices().zip(&commit.blocks) {
             let Some(place) = self.place(block.frame) else { return AnswerStatus::Malformed };
             if named[index].is_some_and(|entry| entry.version >= commit.version) || self.used[place] {

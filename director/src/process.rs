@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dyad_backend::Device;
-use dyad_backend::device::DeviceId;
 use dyad_backend::driver::{AttachError, Driver, block_on};
 use dyad_backend::fence;
 use dyad_backend::vfio_user::{ConnectError, VfioUserFunction};
@@ -170,18 +169,19 @@ pub fn run_director(config: &ProcessConfig) -> Result<Ended, ProcessError> {
     let mut reactor = Reactor::new(Options { limits, max_spin: max_spin_for(config.reactors), core: None })?;
     let handle = reactor.handle();
 
+    let registry = FileRegistry::open(&config.array.registry())?;
+    let failed = block_on(reactor.executor(), || 0, failed_devices(&registry))?;
     let mut devices = Vec::new();
     for name in DEVICES {
-        let path = config.array.port(name, config.me);
-        let function =
-            VfioUserFunction::connect(&path).map_err(|source| ProcessError::Connect { path: path.clone(), source })?;
-        let host_identifier = [config.me.index() + 1; 16];
-        let attached = block_on(reactor.executor(), || 0, Driver::attach(function, &handle, host_identifier));
-        devices.push(attached.map_err(|source| ProcessError::Attach { path, source })?);
+        match attach(config, name, &reactor) {
+            Ok(device) => devices.push(device),
+            // As many as are on record as failed may be missing.
+            Err(error) if devices.len() + failed.len() >= DEVICES.len() => eprintln!("warning: {error}"),
+            Err(error) => return Err(error),
+        }
     }
-    let registry = FileRegistry::open(&config.array.registry())?;
     let pump = || devices.iter().map(Driver::poll).sum();
-    let failed = block_on(reactor.executor(), pump, check_registry(&registry, &devices))?;
+    block_on(reactor.executor(), pump, check_registry(&registry, &devices))?;
 
     let path = config.array.director(config.me);
     let provider = ShmProvider::new(&path, u64::from(incarnation.0), ShmLimits::default())
@@ -215,36 +215,48 @@ pub fn run_director(config: &ProcessConfig) -> Result<Ended, ProcessError> {
     Ok(if node.has_ended() { Ended::Fresh } else { Ended::Stopped })
 }
 
-/// Reads which devices are on record as failed, and refuses a registry that the devices have outrun.
-async fn check_registry<D: Device, R: Registry>(registry: &R, devices: &[D]) -> Result<Vec<DeviceId>, ProcessError> {
-    let record = registry.get(&pair_key()).await?.and_then(|versioned| PairRecord::decode(&versioned.value).ok());
-    let known = record.unwrap_or(PairRecord::initial()).epoch.0;
-    for device in devices {
-        let Ok(report) = device.reservation_report().await else { continue };
-        if let Some(seen) = fence::highest_epoch(&report).filter(|seen| seen.number() > known) {
-            return Err(ProcessError::RegistryBehind { registry: known, device: seen.number() });
-        }
-    }
-    Ok(failed_devices(registry).await?)
+fn attach(config: &ProcessConfig, name: &str, reactor: &Reactor) -> Result<Driver<VfioUserFunction>, ProcessError> {
+    let path = config.array.port(name, config.me);
+    let function =
+        VfioUserFunction::connect(&path).map_err(|source| ProcessError::Connect { path: path.clone(), source })?;
+    let host_identifier = [config.me.index() + 1; 16];
+    let handle = reactor.handle();
+    let attached = block_on(reactor.executor(), || 0, Driver::attach(function, &handle, host_identifier));
+    attached.map_err(|source| ProcessError::Attach { path, source })
 }
 
-/// Says what changed; ends the reactor when the node has ended.
+/// Refuses a registry that the devices have outrun. The devices are asked first: the partner may be going on meanwhile.
+async fn check_registry<D: Device, R: Registry>(registry: &R, devices: &[D]) -> Result<(), ProcessError> {
+    let mut seen = 0;
+    for device in devices {
+        if let Ok(report) = device.reservation_report().await {
+            seen = seen.max(fence::highest_epoch(&report).map_or(0, fence::Epoch::number));
+        }
+    }
+    let record = registry.get(&pair_key()).await?.and_then(|versioned| PairRecord::decode(&versioned.value).ok());
+    let known = record.unwrap_or(PairRecord::initial()).epoch.0;
+    if seen > known { Err(ProcessError::RegistryBehind { registry: known, device: seen }) } else { Ok(()) }
+}
+
+/// Says what changed; ends the reactor when the node has ended. The words are said by a thread of their own: whoever should read
+/// them may not.
 async fn report<D: Device, P: dyad_matrix::Provider, R: Registry>(node: Node<D, P, R>, stopper: Stopper) {
-    let mut said = StatusLine::default();
+    let (words, inbox) = std::sync::mpsc::channel::<StatusLine>();
+    std::thread::spawn(move || {
+        for status in inbox {
+            // Nobody may be listening any more.
+            let _ = writeln!(std::io::stdout(), "{status}").and_then(|()| std::io::stdout().flush());
+        }
+    });
+    let mut said = None;
     loop {
         let seen = node.changed().generation();
         let counters = node.cache().counters();
-        let status = StatusLine {
-            state: node.state_name().to_owned(),
-            serves: node.serves(),
-            epoch: node.epoch().0,
-            adopted: counters.adopted_blocks,
-            repeated: counters.repeated_writes,
-        };
-        if status != said {
-            // Nobody may be listening any more.
-            let _ = writeln!(std::io::stdout(), "{status}").and_then(|()| std::io::stdout().flush());
-            said = status;
+        let (adopted, repeated) = (counters.adopted_blocks, counters.repeated_writes);
+        let now = (node.state_name(), node.serves(), node.epoch().0, adopted);
+        if said.replace(now) != Some(now) {
+            let (state, serves, epoch, adopted) = now;
+            let _ = words.send(StatusLine { state: state.to_owned(), serves, epoch, adopted, repeated });
         }
         if node.has_ended() {
             stopper.stop();

@@ -74,8 +74,10 @@ fn pair<'a>(segments: &'a [Segment], data: &'a [DataBlock], skip: u64) -> impl I
         block_start += u64::from(block.len);
         let from = start.max(skip);
         let to = block_start.min(skip + total);
-        (from < to)
-            .then(|| Piece { segments: cut(segments, from - skip, to - skip), remote: block.offset + (from - start) })
+        (from < to).then(|| Piece {
+            segments: cut(segments, from - skip, to - skip),
+            remote: block.offset.saturating_add(from - start),
+        })
     })
 }
 

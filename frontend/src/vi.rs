@@ -2,7 +2,7 @@
 //!
 //! A host has one session. A newer one (by its generation) is accepted only when the older is closed and none of its
 //! commands is admitted or transferring (PROTOCOLS 9.3): whatever the host sends again cannot be overtaken by itself.
-//! A host that sends more than its credits, or garbage, loses its session.
+//! A host that sends more than its credits, or garbage, or takes no answers, loses its session.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use dyad_cache::record::CommandId;
 use dyad_cache::{Cache, CacheError, TrackRange, VolumeId};
 use dyad_matrix::Provider;
 use dyad_matrix::endpoint::{Endpoint, EndpointConfig, Message};
-use dyad_matrix::provider::{ProtectionTag, RegionHandle, RemoteAccess, RequestId, ResourceError, ViId};
+use dyad_matrix::provider::{ProtectionTag, RegionHandle, RemoteAccess, RequestId, ResourceError, Revocable, ViId};
 use dyad_nvme::capsule::{CommandCapsule, ConnectAnswer, ConnectRequest};
 use dyad_nvme::identify::{IDENTIFY_BYTES, IdentifyNamespace};
 use dyad_nvme::types::{BlockCount, Lba};
@@ -57,7 +57,11 @@ struct Session {
     region: RegionHandle,
     /// Commands admitted and not answered.
     active: u16,
+    /// When a command was last admitted to an idle session, or answered.
+    progress: Time,
     closed: bool,
+    /// Its VI is closed and free.
+    freed: bool,
 }
 
 /// A command that waits for a lane.
@@ -120,6 +124,7 @@ impl<D: Device, P: Provider> Target<D, P> {
         handle.spawn("target receive", target.clone().run_receive());
         handle.spawn("target close", target.clone().run_close());
         handle.spawn("target admit", target.clone().run_admit());
+        handle.spawn("target watch", target.clone().run_watch());
         for _ in 0..config.lanes {
             handle.spawn("lane", target.clone().run_lane());
         }
@@ -154,6 +159,8 @@ impl<D: Device, P: Provider> Target<D, P> {
         let inner = &*self.inner;
         for session in inner.sessions.borrow_mut().iter_mut().filter(|session| session.vi == vi && !session.closed) {
             session.closed = true;
+            // At once, so that lanes that wait for the host end. It is gone from the provider only if it never was there.
+            let _ = inner.endpoint.provider().revoke(Revocable::Vi(vi));
             assert!(inner.closing.try_push(vi).is_ok(), "each session is closed once");
         }
         inner.changed.notify_all();
@@ -164,15 +171,33 @@ impl<D: Device, P: Provider> Target<D, P> {
         loop {
             let vi = inner.closing.next().await;
             inner.endpoint.close(vi).await;
-            loop {
-                let seen = inner.changed.generation();
-                if inner.sessions.borrow().iter().all(|session| session.vi != vi || session.active == 0) {
-                    break;
-                }
-                inner.changed.changed_since(seen).await;
+            for session in inner.sessions.borrow_mut().iter_mut().filter(|session| session.vi == vi) {
+                session.freed = true;
             }
-            inner.sessions.borrow_mut().retain(|session| session.vi != vi);
-            inner.changed.notify_all();
+            self.forget_ended();
+        }
+    }
+
+    /// A session has ended when its VI is free and its last command is answered.
+    fn forget_ended(&self) {
+        self.inner.sessions.borrow_mut().retain(|session| !session.freed || session.active > 0);
+        self.inner.changed.notify_all();
+    }
+
+    /// Ends sessions whose host takes neither data nor answers: they would hold lanes for ever.
+    async fn run_watch(self) {
+        let inner = &*self.inner;
+        let patience = inner.config.command_deadline * 4;
+        loop {
+            inner.handle.sleep(patience).await;
+            let now = inner.handle.now();
+            let stuck =
+                |session: &Session| session.active > 0 && !session.closed && now.since(session.progress) > patience;
+            while let Some(vi) =
+                { inner.sessions.borrow().iter().find(|session| stuck(session)).map(|session| session.vi) }
+            {
+                self.close(vi);
+            }
         }
     }
 
@@ -212,8 +237,15 @@ impl<D: Device, P: Provider> Target<D, P> {
             return false;
         }
         let Ok(vi) = inner.endpoint.open() else { return false };
-        let session =
-            Session { vi, request: asked, region: RegionHandle::from_key(asked.region), active: 0, closed: false };
+        let session = Session {
+            vi,
+            request: asked,
+            region: RegionHandle::from_key(asked.region),
+            active: 0,
+            progress: Time::ZERO,
+            closed: false,
+            freed: false,
+        };
         inner.sessions.borrow_mut().push(session);
         let answer = ConnectAnswer {
             director: inner.config.director,
@@ -237,8 +269,12 @@ impl<D: Device, P: Provider> Target<D, P> {
                 let session = sessions.iter_mut().find(|session| session.vi == vi && !session.closed);
                 match session {
                     Some(session) if session.active < session.request.depth * 2 => {
-                        session.active += 1;
-                        inner.work.try_push(Work { vi, message }).is_ok()
+                        let admitted = inner.work.try_push(Work { vi, message }).is_ok();
+                        if session.active == 0 {
+                            session.progress = inner.handle.now();
+                        }
+                        session.active += u16::from(admitted);
+                        admitted
                     }
                     Some(_) => false,
                     None => continue,
@@ -264,9 +300,10 @@ impl<D: Device, P: Provider> Target<D, P> {
             }
             for session in inner.sessions.borrow_mut().iter_mut().filter(|session| session.vi == vi) {
                 session.active -= 1;
+                session.progress = inner.handle.now();
             }
             inner.served.set(inner.served.get() + 1);
-            inner.changed.notify_all();
+            self.forget_ended();
         }
     }
 

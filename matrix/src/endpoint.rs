@@ -11,13 +11,15 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use dyad_reactor::sync::{Pending, Replies, Signal, Ticket};
+use dyad_reactor::executor::Handle;
+use dyad_reactor::sync::{Inbox, Pending, Replies, Signal, Ticket};
 
 use crate::memory::{Memory, Segment};
 use crate::provider::{
-    Completion, CqId, Descriptor, DescriptorError, PostError, ProtectionTag, Provider, Reliability, RemoteAccess,
-    RemoteAddress, ResourceError, Revocable, SendOperation, ViAttributes, ViId,
+    Completion, CqId, Descriptor, DescriptorError, Event, NetAddress, PostError, PrivateData, ProtectionTag, Provider,
+    Reliability, RemoteAccess, RemoteAddress, ResourceError, Revocable, SendOperation, ViAttributes, ViId,
 };
 
 /// Longest message in bytes.
@@ -169,6 +171,34 @@ impl<P: Provider> Endpoint<P> {
         Ok(vi)
     }
 
+    /// Connects a new VI; `events` are the provider's events about VIs that are being connected. `None`: refused, or no answer in time.
+    pub async fn connect(
+        &self,
+        handle: &Handle,
+        events: &Inbox<Event>,
+        to: &NetAddress,
+        private_data: &[u8],
+        timeout: Duration,
+    ) -> Option<(ViId, PrivateData)> {
+        let vi = self.open().ok()?;
+        let asked = self.inner.provider.connect(vi, to, private_data, timeout);
+        // The provider answers within the time-out; twice that is a provider that does not.
+        let deadline = handle.now() + timeout * 2;
+        while asked.is_ok() {
+            match handle.timeout_at(deadline, events.next()).await {
+                Ok(Event::Established { vi: connected, private_data }) if connected == vi => {
+                    return Some((vi, private_data));
+                }
+                Ok(Event::Refused { vi: refused, .. } | Event::Broken { vi: refused, .. }) if refused == vi => break,
+                // Of an attempt that was given up.
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        self.close(vi).await;
+        None
+    }
+
     /// Takes the VI from the peer, waits until none of its descriptors is in flight, and frees it.
     pub async fn close(&self, vi: ViId) {
         let inner = &*self.inner;
@@ -205,9 +235,13 @@ impl<P: Provider> Endpoint<P> {
             }
             inner.room.changed_since(seen).await;
         };
+        let held = SendBuffer { inner, buffer };
         let segment = inner.buffer(buffer, message.len());
         inner.messages.write(segment.offset, message).expect("a send buffer lies in its memory");
-        self.post(vi, SendOperation::Send, &[segment], Some(buffer)).await
+        let posted = self.post(vi, SendOperation::Send, &[segment], Some(buffer)).await?;
+        // It returns when the send completes.
+        std::mem::forget(held);
+        Ok(posted)
     }
 
     /// Sends `message` if there is room now; nobody learns when it arrives.
@@ -220,7 +254,9 @@ impl<P: Provider> Endpoint<P> {
     pub fn try_send(&self, vi: ViId, message: &[u8]) -> Result<(), TransferError> {
         assert!(message.len() <= MESSAGE_BYTES_MAX, "a message of {} bytes", message.len());
         let inner = &*self.inner;
-        let Some(buffer) = inner.send_free.borrow_mut().pop() else { return Err(TransferError::Refused(PostError::Full)) };
+        let Some(buffer) = inner.send_free.borrow_mut().pop() else {
+            return Err(TransferError::Refused(PostError::Full));
+        };
         let segment = inner.buffer(buffer, message.len());
         inner.messages.write(segment.offset, message).expect("a send buffer lies in its memory");
         match inner.try_post(vi, SendOperation::Send, &[segment], Some(buffer)) {
@@ -268,13 +304,7 @@ impl<P: Provider> Endpoint<P> {
                 Err(PostError::Full) => {
                     inner.room.changed_since(seen).await;
                 }
-                Err(error) => {
-                    if let Some(buffer) = send_buffer {
-                        inner.send_free.borrow_mut().push(buffer);
-                        inner.room.notify_all();
-                    }
-                    return Err(TransferError::from(error));
-                }
+                Err(error) => return Err(TransferError::from(error)),
             }
         }
     }
@@ -317,6 +347,19 @@ impl<P: Provider> Endpoint<P> {
             let _ = inner.replies.complete(done.ticket, completion.result);
             inner.room.notify_all();
         }
+    }
+}
+
+/// A send buffer that is not posted yet: free again if it never is, even if whoever waits for room gives up.
+struct SendBuffer<'a, P> {
+    inner: &'a Inner<P>,
+    buffer: u32,
+}
+
+impl<P> Drop for SendBuffer<'_, P> {
+    fn drop(&mut self) {
+        self.inner.send_free.borrow_mut().push(self.buffer);
+        self.inner.room.notify_all();
     }
 }
 

@@ -82,11 +82,11 @@ impl FramePool {
         &self.inner.freed
     }
 
-    /// Takes `count` free frames, if `reserve` more stay free.
+    /// Takes `count` free frames, if there are so many.
     #[must_use]
-    pub fn try_take(&self, count: usize, reserve: usize) -> Option<Pinned> {
+    pub fn try_take(&self, count: usize) -> Option<Pinned> {
         let mut free = self.inner.free.borrow_mut();
-        if free.len() < count + reserve {
+        if free.len() < count {
             return None;
         }
         let mut frames = heapless::Vec::new();

@@ -20,7 +20,7 @@ use dyad_reactor::executor::{Handle, Limits};
 use dyad_reactor::reactor::{Options, max_spin_for};
 use dyad_reactor::ring::{Receiver, Sender, ring};
 use dyad_reactor::sync::Signal;
-use dyad_reactor::{BootClock, Clock, Reactor, Rng, SeededRng, Time};
+use dyad_reactor::{Reactor, Rng, SeededRng, Time};
 
 use crate::layout::ArrayDir;
 use crate::membership::DirectorId;
@@ -131,7 +131,7 @@ fn run(array: &ArrayDir, inbox: Receiver<Order>, outbox: &mpsc::Sender<Report>) 
     let limits = Limits { tasks: workers + 8, timers: 512 };
     let options = Options { limits, max_spin: max_spin_for(REACTORS), core: None };
     let mut reactor = Reactor::new(options).map_err(|error| error.to_string())?;
-    let generation = BootClock.now().as_nanos();
+    let generation = generation()?;
     let provider = ShmProvider::new(&array.host(), generation & 0xffff_ffff, ShmLimits::default())
         .map_err(|error| error.to_string())?;
     reactor.add_source(provider.clone()).map_err(|error| error.to_string())?;
@@ -314,7 +314,7 @@ impl Load {
     }
 
     fn frames(&self, count: u64) -> Result<dyad_matrix::frames::Pinned, String> {
-        let frames = self.volume.pool().try_take(usize::try_from(count).expect("few"), 0);
+        let frames = self.volume.pool().try_take(usize::try_from(count).expect("few"));
         frames.ok_or_else(|| "the host has no free buffers".to_owned())
     }
 
@@ -322,6 +322,14 @@ impl Load {
         // Nobody listens any more when the demo is over.
         let _ = self.outbox.send(report);
     }
+}
+
+/// Higher than in every earlier run of this host, over reboots too.
+#[expect(clippy::disallowed_types, reason = "the only clock that outlives the machine; no logic depends on it")]
+fn generation() -> Result<u64, String> {
+    let since =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_err(|error| error.to_string())?;
+    u64::try_from(since.as_nanos()).map_err(|error| error.to_string())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate for humans")]

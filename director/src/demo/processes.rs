@@ -7,6 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use dyad_reactor::{BootClock, Clock};
+
 use crate::layout::ArrayDir;
 use crate::membership::DirectorId;
 use crate::process::StatusLine;
@@ -116,8 +118,9 @@ impl Processes {
     /// # Errors
     /// When a director ends otherwise, or it takes longer than [`PATIENCE`].
     pub fn wait_until(&mut self, what: &str, ready: impl Fn(&Self) -> bool) -> io::Result<()> {
+        let deadline = BootClock.now() + PATIENCE;
         while !ready(self) {
-            match self.words.1.recv_timeout(PATIENCE) {
+            match self.words.1.recv_timeout(deadline.since(BootClock.now())) {
                 Ok(word) => self.hear(word)?,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Err(io::Error::new(

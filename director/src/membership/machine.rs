@@ -11,8 +11,8 @@
 //! | deciding | the record names somebody else | lost | 4.2 |
 //! | taking over | devices are fenced, the mirror is revoked and adopted | solo (settling) | 4.3 |
 //! | solo (settling) | everything is on media; our change to `settled` wins | solo (settled) | 4.4 |
-//! | solo (settled) | a fresh partner is connected, writes are quiet; our change `solo -> both` wins | both | 4.5 |
-//! | solo | a device says that we are fenced, or the record names somebody else | lost | 5.3 |
+//! | solo (settled) | a fresh partner is connected, writes are quiet, it knows the outcomes; our change `solo -> both` wins | both | 4.5, 9.3 |
+//! | deciding, solo | a device says that we are fenced, or the record names somebody else | lost | 5.3 |
 //! | lost | the winner is settled: nothing here is needed any more | restart as a fresh incarnation | 2.1, 4.2 |
 //!
 //! A change is one compare-and-swap with a nonce; while its outcome is unknown the record is read again and nothing is
@@ -83,18 +83,18 @@ pub enum Event {
     PartnerSeen(Incarnation),
     /// The partner said something.
     Message(PeerMessage),
-    /// [`Action::Register`] is done.
-    Registered,
-    /// [`Action::Welcome`] is done.
-    Welcomed,
-    /// [`Action::TakeOver`] is done.
-    TookOver,
-    /// An action could not be done; it is asked for again.
-    ActionFailed,
+    /// [`Action::Register`] is done, in that epoch.
+    Registered(Epoch),
+    /// [`Action::Welcome`] is done, in that epoch.
+    Welcomed(Epoch),
+    /// [`Action::TakeOver`] is done, in that epoch.
+    TookOver(Epoch),
+    /// An action of that epoch could not be done; it is asked for again.
+    ActionFailed(Epoch),
     /// Nothing is dirty.
     Settled,
-    /// [`Action::Quiesce`] is done: no write is on its way to media.
-    Quiesced,
+    /// [`Action::Quiesce`] is done, in that epoch.
+    Quiesced(Epoch),
     /// A device refused us with a reservation conflict.
     Fenced,
 }
@@ -121,7 +121,7 @@ pub enum Action {
     CloseLink,
     /// Make our key of this epoch one of the two that write to the devices: `Registered` or `ActionFailed`.
     Register(Epoch),
-    /// As the home: start mirroring to the partner and teach it the outcomes: `Welcomed` or `ActionFailed`.
+    /// As the home: start mirroring to the partner: `Welcomed` or `ActionFailed`.
     Welcome {
         /// In which epoch.
         epoch: Epoch,
@@ -129,9 +129,14 @@ pub enum Action {
         equalise: bool,
     },
     /// Fence the partner, revoke the mirror, adopt what it held: `TookOver` or `ActionFailed`.
-    TakeOver(Epoch),
-    /// Wait until no write is on its way to media: `Quiesced`.
-    Quiesce,
+    TakeOver {
+        /// In which epoch.
+        epoch: Epoch,
+        /// As in `Welcome`, before anything is adopted.
+        equalise: bool,
+    },
+    /// Wait until no write is on its way to media, and teach the partner the outcomes of all: `Quiesced` or `ActionFailed`.
+    Quiesce(Epoch),
     /// Forget everything and start as a fresh incarnation.
     Restart,
     /// Only an operator can say what to do: one director is lost together with data that only it had.
@@ -200,8 +205,6 @@ pub struct Machine {
     partner_fresh: bool,
     /// The partner's process is another one than the record says.
     stranger: bool,
-    /// The pair was formed anew after both directors were lost.
-    unclean: bool,
     heartbeat_due: Time,
     changes: u32,
 }
@@ -221,7 +224,6 @@ impl Machine {
             link: None,
             partner_fresh: false,
             stranger: false,
-            unclean: false,
             heartbeat_due: Time::ZERO,
             changes: 0,
         }
@@ -260,6 +262,22 @@ impl Machine {
         }
     }
 
+    /// It is the home, or becomes it: only then may it put devices on record as failed.
+    #[must_use]
+    pub fn is_or_becomes_home(&self) -> bool {
+        match self.state {
+            State::Both { .. } => self.record.is_some_and(|record| self.is_home(&record)),
+            State::TakingOver { .. } | State::Solo { .. } => true,
+            State::Joining | State::Deciding | State::Lost | State::Restarting => false,
+        }
+    }
+
+    /// It is no member yet: a director that is alone may teach it what was applied.
+    #[must_use]
+    pub fn is_joining(&self) -> bool {
+        self.state == State::Joining
+    }
+
     /// [`Event::Settled`] would change something now.
     #[must_use]
     pub fn awaits_settling(&self) -> bool {
@@ -296,6 +314,16 @@ impl Machine {
 
     /// Takes what happened and says what to do.
     pub fn step(&mut self, now: Time, event: Event, actions: &mut Actions) {
+        // What was begun in an epoch that is over says nothing about this one.
+        if let Event::Registered(epoch)
+        | Event::Welcomed(epoch)
+        | Event::TookOver(epoch)
+        | Event::ActionFailed(epoch)
+        | Event::Quiesced(epoch) = event
+            && self.record.map(|record| record.epoch) != Some(epoch)
+        {
+            return;
+        }
         match event {
             Event::Tick => self.tick(now, actions),
             Event::LinkUp(partner) => {
@@ -337,7 +365,7 @@ impl Machine {
                 self.registry = Registry::Unknown { proposal, reading: true };
                 push(actions, Action::ReadRecord);
             }
-            Event::Registered => {
+            Event::Registered(_) => {
                 let home = self.record.is_some_and(|record| self.is_home(&record));
                 if let State::Both { stage: stage @ BothStage::Registering { .. }, .. } = &mut self.state {
                     *stage = if home { BothStage::Awaiting } else { BothStage::Whole };
@@ -345,32 +373,39 @@ impl Machine {
                     self.tick(now, actions);
                 }
             }
-            Event::Welcomed => {
+            Event::Welcomed(_) => {
                 if let State::Both { stage: stage @ BothStage::Welcoming, .. } = &mut self.state {
                     *stage = BothStage::Whole;
-                    self.unclean = false;
                     push(actions, Action::SetRegime(Regime::Mirrored(self.epoch())));
                 }
             }
-            Event::TookOver => {
+            Event::TookOver(_) => {
                 if let State::TakingOver { .. } = self.state {
                     self.state = State::Solo { stage: SoloStage::Settling };
                     self.serve_solo(actions);
                 }
             }
-            Event::ActionFailed => match &mut self.state {
+            Event::ActionFailed(_) => match &mut self.state {
                 State::TakingOver { working } | State::Both { stage: BothStage::Registering { working }, .. } => {
                     *working = false
                 }
                 State::Both { stage: stage @ BothStage::Welcoming, .. } => *stage = BothStage::Awaiting,
+                State::Solo { stage: stage @ SoloStage::Quiescing } => {
+                    *stage = SoloStage::Settled;
+                    self.partner_fresh = false;
+                    self.serve_solo(actions);
+                }
                 _ => {}
             },
             Event::Settled => {
                 if self.awaits_settling() {
-                    self.change(actions, |record, me| record.state = PairState::Solo { holder: me, settled: true });
+                    self.change(actions, |record, me| {
+                        record.state = PairState::Solo { holder: me, settled: true };
+                        record.legs_suspect = false;
+                    });
                 }
             }
-            Event::Quiesced => {
+            Event::Quiesced(_) => {
                 let State::Solo { stage: stage @ SoloStage::Quiescing } = &mut self.state else { return };
                 let Some(partner) = self.link else { return };
                 *stage = SoloStage::Admitting;
@@ -422,14 +457,15 @@ impl Machine {
             State::Deciding => {}
             State::TakingOver { working: false } => {
                 self.state = State::TakingOver { working: true };
-                push(actions, Action::TakeOver(self.epoch()));
+                let equalise = self.record.is_some_and(|record| record.legs_suspect);
+                push(actions, Action::TakeOver { epoch: self.epoch(), equalise });
             }
             State::Solo { stage: SoloStage::Settled }
                 if self.link.is_some() && self.partner_fresh && self.registry == Registry::Idle =>
             {
                 self.state = State::Solo { stage: SoloStage::Quiescing };
                 push(actions, Action::SetRegime(Regime::Undecided));
-                push(actions, Action::Quiesce);
+                push(actions, Action::Quiesce(self.epoch()));
             }
             State::TakingOver { working: true } | State::Solo { .. } | State::Restarting => {}
             State::Lost => {
@@ -463,7 +499,7 @@ impl Machine {
                     PeerMessage::Heartbeat { .. } if !self.stranger => {
                         if *stage == BothStage::Awaiting {
                             *stage = BothStage::Welcoming;
-                            push(actions, Action::Welcome { epoch: record.epoch, equalise: self.unclean });
+                            push(actions, Action::Welcome { epoch: record.epoch, equalise: record.legs_suspect });
                         }
                         *granted_until = now + self.timing.lease_ended();
                         push(actions, Action::Send(PeerMessage::Grant { from: self.incarnation, epoch, stamp }));
@@ -502,8 +538,10 @@ impl Machine {
         match record.state {
             PairState::Solo { settled: false, .. } => push(actions, Action::NeedOperator),
             PairState::Down | PairState::Both { .. } | PairState::Solo { settled: true, .. } => {
-                self.unclean = record.state != PairState::Down;
-                self.change(actions, |record, me| form_both(record, me, partner));
+                self.change(actions, |record, me| {
+                    record.legs_suspect |= record.state != PairState::Down;
+                    form_both(record, me, partner);
+                });
             }
         }
     }

@@ -54,10 +54,11 @@ impl Driver {
             actions.contains(&Action::SetLease(Time::ZERO)),
             "a lease of an earlier epoch is none in this one: {actions:?}"
         );
-        driver.step(Event::Registered);
+        let epoch = driver.machine.epoch();
+        driver.step(Event::Registered(epoch));
         let actions = driver.heartbeat(1);
         assert!(actions.contains(&Action::Welcome { epoch: Epoch(1), equalise: false }), "{actions:?}");
-        assert_eq!(driver.step(Event::Welcomed), [Action::SetRegime(Regime::Mirrored(Epoch(1)))]);
+        assert_eq!(driver.step(Event::Welcomed(Epoch(1))), [Action::SetRegime(Regime::Mirrored(Epoch(1)))]);
         driver
     }
 }
@@ -80,8 +81,8 @@ fn a_survivor_decides_only_when_every_lease_that_it_granted_has_ended() {
     let proposal = cas_of(&actions).expect("the lease and the drift are over");
     assert_eq!((proposal.state, proposal.epoch), (PairState::Solo { holder: DirectorId::A, settled: false }, Epoch(2)));
     assert!(actions.contains(&Action::SetRegime(Regime::Undecided)), "nothing is served while the outcome is open");
-    assert!(home.step(Event::CasWon).contains(&Action::TakeOver(Epoch(2))));
-    assert_eq!(home.step(Event::TookOver), [Action::SetRegime(Regime::Solo(Epoch(2)))]);
+    assert!(home.step(Event::CasWon).contains(&Action::TakeOver { epoch: Epoch(2), equalise: false }));
+    assert_eq!(home.step(Event::TookOver(Epoch(2))), [Action::SetRegime(Regime::Solo(Epoch(2)))]);
 }
 
 #[test]
@@ -95,7 +96,7 @@ fn an_unknown_outcome_is_read_until_it_is_known() {
     assert_eq!(home.step(Event::Tick), [Action::ReadRecord], "and again");
     // Our own nonce: it was made after all.
     let actions = home.step(Event::Read(proposal));
-    assert!(actions.contains(&Action::TakeOver(Epoch(2))), "{actions:?}");
+    assert!(actions.contains(&Action::TakeOver { epoch: Epoch(2), equalise: false }), "{actions:?}");
 }
 
 #[test]
@@ -146,6 +147,7 @@ fn unsettled_data_of_a_lost_director_needs_an_operator() {
         epoch: Epoch(5),
         state: PairState::Solo { holder: DirectorId::B, settled: false },
         members: [Incarnation(1), Incarnation(2)],
+        legs_suspect: false,
         nonce: 1,
     };
     driver.step(Event::Read(lost));
@@ -163,6 +165,7 @@ fn a_pair_formed_after_both_were_lost_makes_the_legs_equal_first() {
         epoch: Epoch(5),
         state: PairState::Both { home: DirectorId::B },
         members: [Incarnation(1), Incarnation(2)],
+        legs_suspect: false,
         nonce: 1,
     };
     driver.step(Event::Read(lost));
@@ -170,6 +173,7 @@ fn a_pair_formed_after_both_were_lost_makes_the_legs_equal_first() {
     driver.step(Event::Read(lost));
     assert_eq!(cas_of(&driver.heartbeat(0)).map(|proposal| proposal.epoch), Some(Epoch(6)));
     driver.step(Event::CasWon);
-    driver.step(Event::Registered);
+    let epoch = driver.machine.epoch();
+    driver.step(Event::Registered(epoch));
     assert!(driver.heartbeat(6).contains(&Action::Welcome { epoch: Epoch(6), equalise: true }));
 }

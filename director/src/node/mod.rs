@@ -350,7 +350,10 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
                 assert!(inner.registry_work.try_push(action).is_ok(), "the machine has one request outstanding");
             }
             Action::Send(message) => self.say(message),
-            Action::SetRegime(regime) => inner.authority.set_regime(regime),
+            Action::SetRegime(regime) => {
+                inner.authority.set_regime(regime);
+                inner.needs_operator.set(false);
+            }
             Action::SetLease(until) => inner.authority.set_lease(until),
             Action::CloseLink => {
                 inner.cache.drop_link();
@@ -358,8 +361,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             }
             Action::Register(epoch) => self.start(Transition::Register(epoch)),
             Action::Welcome { epoch, equalise } => self.start(Transition::Welcome { epoch, equalise }),
-            Action::TakeOver(epoch) => self.start(Transition::TakeOver(epoch)),
-            Action::Quiesce => self.start(Transition::Quiesce),
+            Action::TakeOver { epoch, equalise } => self.start(Transition::TakeOver { epoch, equalise }),
+            Action::Quiesce(epoch) => self.start(Transition::Quiesce(epoch)),
             Action::Restart => inner.ended.set(true),
             Action::NeedOperator => inner.needs_operator.set(true),
         }

@@ -16,6 +16,9 @@ use super::{MEMBERSHIP_SERVICE, MIRROR_SERVICE, Node, bytes_of, register_area};
 use crate::membership::{DirectorId, Event, Incarnation, PeerMessage};
 use crate::registry::Registry;
 
+/// More frames than any partner has: 64 GiB.
+const MIRROR_FRAMES_MAX: u32 = 1 << 24;
+
 /// The other end, as far as it is connected.
 #[derive(Debug, Copy, Clone)]
 pub(super) struct Peer {
@@ -77,7 +80,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
     /// A link to the mirror of the connected partner.
     pub(super) fn mirror_link(&self) -> Option<MirrorLink<P>> {
         let inner = &*self.inner;
-        let peer = (*inner.peer.borrow()).filter(|peer| peer.up)?;
+        let peer = (*inner.peer.borrow()).filter(|peer| peer.up && peer.hello.frames <= MIRROR_FRAMES_MAX)?;
         let requests = usize::from(inner.config.lanes + inner.config.destagers + 1);
         Some(MirrorLink::new(inner.endpoint.clone(), peer.mirror?, peer.hello.region, peer.hello.frames, requests))
     }
@@ -156,14 +159,16 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     fn accept_mirror(&self, request: RequestId, hello: Hello) -> bool {
         let inner = &*self.inner;
-        let Some(ours) = self.hello() else { return false };
-        let mut place = inner.peer.borrow_mut();
-        let Some(peer) = place.as_mut().filter(|peer| peer.hello == hello && peer.mirror.is_none()) else {
+        // Only whoever has the membership VI: asking for a mirror must not touch the one that somebody else has.
+        let expected = inner.peer.borrow().is_some_and(|peer| peer.hello == hello && peer.mirror.is_none());
+        if !expected {
             return false;
-        };
+        }
+        let Some(ours) = self.hello() else { return false };
         let Ok(vi) = inner.endpoint.open() else { return false };
-        peer.mirror = Some(vi);
-        drop(place);
+        if let Some(peer) = inner.peer.borrow_mut().as_mut() {
+            peer.mirror = Some(vi);
+        }
         self.accept(request, vi, ours)
     }
 
@@ -241,29 +246,15 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     async fn connect(&self, service: Discriminator, ours: Hello) -> Option<(ViId, Hello)> {
         let inner = &*self.inner;
-        let vi = inner.endpoint.open().ok()?;
-        let timeout = inner.config.timing.lease;
-        let asked = inner.world.provider.connect(vi, &self.partner_address(service), &ours.encode(), timeout);
-        let deadline = inner.handle.now() + timeout * 2;
-        while asked.is_ok() {
-            match inner.handle.timeout_at(deadline, inner.connections.next()).await {
-                Ok(provider::Event::Established { vi: connected, private_data }) if connected == vi => {
-                    if let Some(hello) = Hello::decode(&private_data) {
-                        return Some((vi, hello));
-                    }
-                    break;
-                }
-                Ok(provider::Event::Refused { vi: refused, .. } | provider::Event::Broken { vi: refused, .. })
-                    if refused == vi =>
-                {
-                    break;
-                }
-                Ok(_) => {}
-                Err(_) => break,
-            }
+        let (to, hello) = (self.partner_address(service), ours.encode());
+        let connecting =
+            inner.endpoint.connect(&inner.handle, &inner.connections, &to, &hello, inner.config.timing.lease);
+        let (vi, said) = connecting.await?;
+        let hello = Hello::decode(&said);
+        if hello.is_none() {
+            self.start_close(vi);
         }
-        self.start_close(vi);
-        None
+        Some((vi, hello?))
     }
 
     fn start_close(&self, vi: ViId) {
@@ -305,7 +296,11 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             }
             return true;
         }
-        let epoch = inner.machine.borrow().mirror_epoch();
+        let epoch = match &record {
+            // Before it becomes a member: afterwards it could be the home before it knew.
+            Record::Outcomes(outcomes) if inner.machine.borrow().is_joining() => Some(outcomes.epoch),
+            _ => inner.machine.borrow().mirror_epoch(),
+        };
         let mut area = inner.area.borrow_mut();
         let answer = match (epoch, area.as_mut()) {
             (Some(epoch), Some(area)) => area.mirror.serve(&record, epoch, inner.cache.outcomes()),

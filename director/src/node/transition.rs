@@ -31,8 +31,19 @@ pub fn failed_key() -> Key {
 pub(super) enum Transition {
     Register(Epoch),
     Welcome { epoch: Epoch, equalise: bool },
-    TakeOver(Epoch),
-    Quiesce,
+    TakeOver { epoch: Epoch, equalise: bool },
+    Quiesce(Epoch),
+}
+
+impl Transition {
+    fn epoch(self) -> Epoch {
+        match self {
+            Self::Register(epoch)
+            | Self::Welcome { epoch, .. }
+            | Self::TakeOver { epoch, .. }
+            | Self::Quiesce(epoch) => epoch,
+        }
+    }
 }
 
 /// The record as this director last saw it.
@@ -106,20 +117,20 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         let inner = &*self.inner;
         loop {
             let transition = inner.transitions.next().await;
+            let epoch = transition.epoch();
             let (done, event) = match transition {
-                Transition::Register(epoch) => (self.register(epoch).await, Event::Registered),
-                Transition::Welcome { epoch, equalise } => (self.welcome(epoch, equalise).await, Event::Welcomed),
-                Transition::TakeOver(epoch) => (self.take_over(epoch).await, Event::TookOver),
-                Transition::Quiesce => {
-                    inner.cache.quiesce().await;
-                    (true, Event::Quiesced)
+                Transition::Register(_) => (self.register(epoch).await, Event::Registered(epoch)),
+                Transition::Welcome { equalise, .. } => (self.welcome(epoch, equalise).await, Event::Welcomed(epoch)),
+                Transition::TakeOver { equalise, .. } => {
+                    (self.take_over(epoch, equalise).await, Event::TookOver(epoch))
                 }
+                Transition::Quiesce(_) => (self.quiesce(epoch).await, Event::Quiesced(epoch)),
             };
             if done {
                 self.event(event);
             } else {
                 inner.handle.sleep(inner.config.timing.heartbeat).await;
-                self.event(Event::ActionFailed);
+                self.event(Event::ActionFailed(epoch));
             }
         }
     }
@@ -127,6 +138,22 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
     async fn register(&self, epoch: Epoch) -> bool {
         let result = fence::join_both(&self.live_devices().await, self.key(epoch)).await;
         self.judge(result).await
+    }
+
+    /// Writes are stopped: what was applied stays what it is until the partner knows all of it.
+    async fn quiesce(&self, epoch: Epoch) -> bool {
+        let inner = &*self.inner;
+        inner.cache.quiesce().await;
+        let Some(link) = self.mirror_link() else { return false };
+        let taught = {
+            // Its answers come to the link that the cache has.
+            inner.cache.set_link(link.clone());
+            inner.cache.teach_outcomes(&link, epoch).await.is_ok()
+        };
+        if !taught {
+            self.close_peer();
+        }
+        taught
     }
 
     async fn welcome(&self, epoch: Epoch, equalise: bool) -> bool {
@@ -139,10 +166,10 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         }
         let Some(link) = self.mirror_link() else { return false };
         inner.cache.set_link(link);
-        inner.cache.teach_outcomes(epoch).await.is_ok()
+        true
     }
 
-    async fn take_over(&self, epoch: Epoch) -> bool {
+    async fn take_over(&self, epoch: Epoch, equalise: bool) -> bool {
         let inner = &*self.inner;
         let devices = if is_active(Mutation::TakeOverWithoutFencing) { Vec::new() } else { self.live_devices().await };
         let result = fence::take_over(&devices, self.key(epoch)).await;
@@ -151,6 +178,9 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             return false;
         }
         inner.cache.drop_link();
+        if equalise && inner.cache.equalise().await.is_err() {
+            return false;
+        }
         if let Some(area) = self.revoke_area().filter(|_| !is_active(Mutation::TakeOverWithoutAdopting)) {
             // A block whose bytes were damaged in memory is lost in this copy; media has an older one (PROTOCOLS 3.5).
             inner.cache.adopt(&area.mirror).await;
@@ -222,6 +252,10 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         let failed = devices_of(&value);
         if failed.contains(&device) {
             return true;
+        }
+        // A director that is not the home may have lost no more than its own way to the device.
+        if !inner.machine.borrow().is_or_becomes_home() {
+            return false;
         }
         if failed.len() + 1 >= inner.world.devices.len() {
             return false;

@@ -182,8 +182,11 @@ impl<P: Provider> Initiator<P> {
     pub fn quarantined_frames(&self) -> usize {
         let quarantine = self.inner.quarantine.borrow();
         // A write that was lost twice is here twice.
-        let frames = quarantine.iter().flat_map(|old| old.frames.frames()).map(|frame| frame.offset());
-        frames.collect::<std::collections::BTreeSet<u64>>().len()
+        let mut frames: Vec<u64> =
+            quarantine.iter().flat_map(|old| old.frames.frames()).map(|frame| frame.offset()).collect();
+        frames.sort_unstable();
+        frames.dedup();
+        frames.len()
     }
 
     /// Waits for a path and learns the namespace's size.
@@ -205,7 +208,7 @@ impl<P: Provider> Initiator<P> {
         let deadline = inner.handle.now() + inner.config.command_timeout;
         loop {
             let seen = inner.pool.freed().generation();
-            if let Some(frames) = inner.pool.try_take(count, 0) {
+            if let Some(frames) = inner.pool.try_take(count) {
                 return Ok(frames);
             }
             inner
@@ -256,8 +259,9 @@ impl<P: Provider> Initiator<P> {
         deadline: Time,
     ) -> Attempt {
         let inner = &*self.inner;
-        let Some(pending) = inner.replies.reserve() else { return Attempt::Lost };
-        let Some(place) = inner.in_flight.borrow().iter().position(Option::is_none) else { return Attempt::Lost };
+        // Both are full only of commands that this path has not answered.
+        let Some(pending) = inner.replies.reserve() else { return Attempt::Silent };
+        let Some(place) = inner.in_flight.borrow().iter().position(Option::is_none) else { return Attempt::Silent };
         inner.in_flight.borrow_mut()[place] =
             Some(InFlight { vi: path.vi, ticket: pending.ticket(), frames: Some(frames.again()) });
 
@@ -389,34 +393,32 @@ impl<P: Provider> Initiator<P> {
                 useless = 0;
             }
             inner.endpoint.close(path.vi).await;
+            // Nobody has our memory any more, not even a director that was stopped in the middle of a write.
+            if !inner.endpoint.provider().is_reachable(inner.pool.memory()) {
+                inner.quarantine.borrow_mut().clear();
+            }
         }
     }
 
     async fn connect(&self, index: usize, generation: u64) -> Option<Path> {
         let inner = &*self.inner;
-        let vi = inner.endpoint.open().ok()?;
-        let request = ConnectRequest {
-            host: inner.config.host,
-            generation,
-            region: inner.region.to_key(),
-            depth: inner.config.depth,
+        let config = &inner.config;
+        let request =
+            ConnectRequest { host: config.host, generation, region: inner.region.to_key(), depth: config.depth }
+                .encode();
+        let connecting = inner.endpoint.connect(
+            &inner.handle,
+            &inner.connections,
+            &config.paths[index],
+            &request,
+            config.connect_timeout,
+        );
+        let (vi, said) = connecting.await?;
+        let Some(answer) = ConnectAnswer::decode(&said) else {
+            inner.endpoint.close(vi).await;
+            return None;
         };
-        let timeout = inner.config.connect_timeout;
-        let asked = inner.endpoint.provider().connect(vi, &inner.config.paths[index], &request.encode(), timeout);
-        let deadline = inner.handle.now() + timeout * 2;
-        while asked.is_ok() {
-            match inner.handle.timeout_at(deadline, inner.connections.next()).await {
-                Ok(Event::Established { vi: ours, private_data }) if ours == vi => {
-                    let Some(answer) = ConnectAnswer::decode(&private_data) else { break };
-                    return Some(Path { vi, index, incarnation: answer.incarnation });
-                }
-                Ok(Event::Refused { vi: ours, .. } | Event::Broken { vi: ours, .. }) if ours == vi => break,
-                Ok(_) => {}
-                Err(_) => break,
-            }
-        }
-        inner.endpoint.close(vi).await;
-        None
+        Some(Path { vi, index, incarnation: answer.incarnation })
     }
 
     fn count(&self, change: impl FnOnce(&mut InitiatorCounters)) {

@@ -31,6 +31,7 @@ pub enum VolumeError {
 ///   [`Volume::flush`] everything written before survives loss of power;
 /// - an operation beyond the end does nothing and says [`VolumeError::EndOfVolume`]; one of no frames does nothing and succeeds;
 /// - blocks are atomic, runs of blocks are not;
+/// - a write whose future is dropped may be done later, even after writes that began later: wait for it before writing there again;
 /// - **memory**: frames of an operation are held until nobody can touch them any more, even if the operation is dropped or given up. So a
 ///   read returns the frames that its data is in, which may be others than it was given.
 pub trait Volume {

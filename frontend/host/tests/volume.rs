@@ -19,7 +19,7 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn frames(volume: &impl Volume, count: usize) -> Pinned {
-    volume.pool().try_take(count, 0).expect("free frames")
+    volume.pool().try_take(count).expect("free frames")
 }
 
 fn filled(volume: &impl Volume, bytes: &[u8]) -> Pinned {
