@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::{Args, Subcommand};
+use dyad_reactor::figures::Row;
 use serde_json::{Value, json};
 
 use crate::fail;
@@ -40,14 +41,6 @@ enum PeerName {
     Nvme,
 }
 
-struct Figure {
-    name: String,
-    value: f64,
-    unit: &'static str,
-    min: f64,
-    max: f64,
-}
-
 /// Measures.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let (name, figures) = match &arguments.what {
@@ -72,8 +65,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 
 fn measure(
     peer: &str,
-    bench: impl FnOnce(&mut Command, PathBuf) -> Result<Vec<Figure>, String>,
-) -> Result<Vec<Figure>, String> {
+    bench: impl FnOnce(&mut Command, PathBuf) -> Result<Vec<Row>, String>,
+) -> Result<Vec<Row>, String> {
     let directory = tempfile::Builder::new().prefix("dyad-bench-").tempdir().map_err(|error| error.to_string())?;
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut other = Command::new(program);
@@ -81,27 +74,19 @@ fn measure(
     bench(&mut other, directory.path().to_owned())
 }
 
-fn matrix(peer: &mut Command, directory: PathBuf) -> Result<Vec<Figure>, String> {
-    let rows = dyad_matrix::bench::run(peer, &directory, progress).map_err(|error| error.to_string())?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Figure { name: row.name, value: row.value, unit: row.unit, min: row.min, max: row.max })
-        .collect())
+fn matrix(peer: &mut Command, directory: PathBuf) -> Result<Vec<Row>, String> {
+    dyad_matrix::bench::run(peer, &directory, progress).map_err(|error| error.to_string())
 }
 
-fn nvme(peer: &mut Command, directory: PathBuf) -> Result<Vec<Figure>, String> {
-    let rows = dyad_backend::bench::run(peer, &directory, progress).map_err(|error| error.to_string())?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Figure { name: row.name, value: row.value, unit: row.unit, min: row.min, max: row.max })
-        .collect())
+fn nvme(peer: &mut Command, directory: PathBuf) -> Result<Vec<Row>, String> {
+    dyad_backend::bench::run(peer, &directory, progress).map_err(|error| error.to_string())
 }
 
 fn progress(line: &str) {
     eprintln!("{line}");
 }
 
-fn print_table(figures: &[Figure]) {
+fn print_table(figures: &[Row]) {
     for figure in figures {
         println!(
             "{:44} {:>14.3} {:6} ({:.3} to {:.3})",
@@ -110,7 +95,7 @@ fn print_table(figures: &[Figure]) {
     }
 }
 
-fn object(bench: &str, figures: &[Figure]) -> Value {
+fn object(bench: &str, figures: &[Row]) -> Value {
     let results: Vec<_> = figures
         .iter()
         .map(|figure| json!({ "name": figure.name, "value": figure.value, "unit": figure.unit, "min": figure.min, "max": figure.max }))

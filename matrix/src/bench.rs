@@ -12,11 +12,11 @@ mod vi;
 use std::path::Path;
 use std::process::{Child, Command};
 
+use dyad_reactor::figures::{ROUNDS, Row};
 use nix::errno::Errno;
 
 use crate::provider::{PostError, ResourceError};
 use crate::shm::ShmError;
-pub use figures::Row;
 
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +60,8 @@ pub fn run(server: &mut Command, directory: &Path, mut progress: impl FnMut(&str
     let mut shm = vi::Client::connect(directory)?;
     let mut sockets = sockets::Client::connect(directory)?;
     let mut figures = figures::Figures::default();
-    for round in 1..=figures::ROUNDS {
-        progress(&format!("round {round} of {}", figures::ROUNDS));
+    for round in 1..=ROUNDS {
+        progress(&format!("round {round} of {}", ROUNDS));
         for bytes in [64, 4096] {
             shm.round_trips(bytes, &mut figures)?;
             sockets.round_trips(bytes, &mut figures)?;

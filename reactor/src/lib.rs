@@ -8,6 +8,7 @@
 
 pub mod collections;
 pub mod executor;
+pub mod figures;
 pub mod mutation;
 pub mod reactor;
 pub mod real_time;

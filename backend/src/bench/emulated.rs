@@ -8,13 +8,13 @@ use dyad_matrix::memory::copy;
 use dyad_nvme::types::BlockCount;
 use dyad_reactor::{BootClock, Clock, Executor, Rng, SeededRng, Time};
 
-use super::figures::Figures;
 use super::load::{Load, Outcome};
 use super::{BenchError, executor};
 use crate::driver::{Driver, block_on};
 use crate::emulator::{
     BlockFormat, EmulatedFunction, Media, MemoryMedia, NamespaceConfig, NullMedia, Subsystem, SubsystemConfig,
 };
+use dyad_reactor::figures::Figures;
 
 /// Commands of one slice. Slices of what is compared take turns, so that whatever else the machine does meets them alike.
 const SLICE: u64 = 50_000;
@@ -36,9 +36,9 @@ pub(super) fn measure(null: &mut Emulated, ram: &mut Emulated, figures: &mut Fig
         sums.iter_mut().zip(slice).for_each(|(sum, outcome)| *sum += outcome);
     }
     let [without, copies, with] = sums;
-    figures.add_rate("emulator.null.read.4096.qd128.iops", without);
-    figures.add_rate("emulator.bare_copy.4096.per_s", copies);
-    figures.add_rate("emulator.ram.read.4096.qd128.iops", with);
+    figures.add("emulator.null.read.4096.qd128.iops", "1/s", without.per_second());
+    figures.add("emulator.bare_copy.4096.per_s", "1/s", copies.per_second());
+    figures.add("emulator.ram.read.4096.qd128.iops", "1/s", with.per_second());
     let parts = without.took + copies.took;
     figures.add("emulator.ram.over_bare_copy_plus_null", "x", with.took.as_secs_f64() / parts.as_secs_f64());
     Ok(())

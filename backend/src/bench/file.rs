@@ -4,10 +4,10 @@ use std::path::Path;
 
 use dyad_matrix::Memory;
 
-use super::figures::{Figures, ROUNDS};
 use super::load::Load;
 use super::{BenchError, executor};
 use crate::block::BlockDevice;
+use dyad_reactor::figures::{Figures, ROUNDS};
 
 /// Bytes of the file.
 const BYTES: usize = 256 << 20;
@@ -35,7 +35,7 @@ fn reads(device: &BlockDevice, figures: &mut Figures) -> Result<(), BenchError> 
     for _ in 0..ROUNDS {
         let latencies = one.latencies(&executor, ONE, pump)?;
         figures.add_micros("file.read.4096.qd1.p50_us", latencies[latencies.len() / 2]);
-        figures.add_rate("file.read.4096.qd32.iops", many.run(&executor, MANY, pump)?);
+        figures.add("file.read.4096.qd32.iops", "1/s", many.run(&executor, MANY, pump)?.per_second());
     }
     Ok(())
 }

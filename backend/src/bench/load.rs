@@ -9,8 +9,8 @@ use dyad_nvme::types::Lba;
 use dyad_reactor::{BootClock, Clock, Executor, Fifo, Handle, Rng, SeededRng};
 
 use super::BenchError;
-use super::figures::to_f64;
 use crate::device::{Device, DeviceError, Io, SubmitError};
+use dyad_reactor::figures::to_f64;
 
 /// What was done.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Default)]

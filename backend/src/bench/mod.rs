@@ -4,7 +4,6 @@
 //! the same blocks. Between two processes: the shelf over vfio-user. And a file through io_uring.
 
 mod emulated;
-mod figures;
 mod file;
 mod load;
 mod remote;
@@ -13,9 +12,9 @@ use std::path::Path;
 use std::process::{Child, Command};
 
 use dyad_reactor::Executor;
+use dyad_reactor::figures::{Figures, ROUNDS, Row};
 
 pub use self::emulated::Emulated;
-pub use self::figures::Row;
 pub use self::load::{Load, Outcome, drive};
 
 use crate::driver::AttachError;
@@ -65,12 +64,12 @@ impl Drop for Other {
 /// [`BenchError`].
 pub fn run(shelf: &mut Command, directory: &Path, mut progress: impl FnMut(&str)) -> Result<Vec<Row>, BenchError> {
     let _other = Other(shelf.spawn()?);
-    let mut figures = figures::Figures::default();
+    let mut figures = Figures::default();
     let mut null = Emulated::null()?;
     let mut ram = Emulated::memory(emulated::RAM_BYTES)?;
     let mut remote = remote::Client::connect(directory)?;
-    for round in 1..=figures::ROUNDS {
-        progress(&format!("round {round} of {}", figures::ROUNDS));
+    for round in 1..=ROUNDS {
+        progress(&format!("round {round} of {}", ROUNDS));
         emulated::measure(&mut null, &mut ram, &mut figures)?;
         remote.measure(&mut figures)?;
     }

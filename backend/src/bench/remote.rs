@@ -8,13 +8,13 @@ use dyad_matrix::memory::HugePages;
 use dyad_nvme::types::BlockCount;
 use dyad_reactor::{BootClock, Clock, Executor};
 
-use super::figures::Figures;
 use super::load::Load;
 use super::{BenchError, executor};
 use crate::driver::{Driver, block_on};
 use crate::emulator::{BlockFormat, Latency};
 use crate::shelf::{ShelfConfig, ShelfDevice, ShelfError, ShelfMedia, run_shelf, socket_path};
 use crate::vfio_user::{ConnectError, VfioUserFunction};
+use dyad_reactor::figures::Figures;
 
 const DEVICE: &str = "bench";
 const BYTES: u64 = 256 << 20;
@@ -74,7 +74,11 @@ impl Client {
         let latencies = self.one.latencies(&self.executor, 50_000, pump)?;
         figures.add_micros("vfio_user.ram.read.4096.qd1.p50_us", latencies[latencies.len() / 2]);
         figures.add_micros("vfio_user.ram.read.4096.qd1.p99_us", latencies[latencies.len() * 99 / 100]);
-        figures.add_rate("vfio_user.ram.read.4096.qd128.iops", self.many.run(&self.executor, 500_000, pump)?);
+        figures.add(
+            "vfio_user.ram.read.4096.qd128.iops",
+            "1/s",
+            self.many.run(&self.executor, 500_000, pump)?.per_second(),
+        );
         Ok(())
     }
 }

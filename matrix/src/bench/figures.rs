@@ -1,37 +1,17 @@
 //! Samples, and what is reported of them.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use dyad_reactor::figures::{Row, to_f64};
 use dyad_reactor::{BootClock, Clock};
 
-/// How often everything is measured, in turn.
-pub(super) const ROUNDS: usize = 5;
-
-/// One figure: the median of the rounds, with the least and the most.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// What was measured, as `shm.rtt.64.p50_us`.
-    pub name: String,
-    /// The median.
-    pub value: f64,
-    /// Of what.
-    pub unit: &'static str,
-    /// The least of the rounds.
-    pub min: f64,
-    /// The most of the rounds.
-    pub max: f64,
-}
-
-/// All samples, one per round and name.
+/// The samples of a run, named as the transport's figures are.
 #[derive(Debug, Default)]
-pub(super) struct Figures {
-    samples: BTreeMap<String, (&'static str, Vec<f64>)>,
-}
+pub(super) struct Figures(dyad_reactor::figures::Figures);
 
 impl Figures {
     pub(super) fn add(&mut self, name: String, unit: &'static str, value: f64) {
-        self.samples.entry(name).or_insert((unit, Vec::new())).1.push(value);
+        self.0.add(name, unit, value);
     }
 
     /// Percentiles of round trips.
@@ -55,17 +35,8 @@ impl Figures {
     }
 
     pub(super) fn rows(self) -> Vec<Row> {
-        let row = |(name, (unit, mut values)): (String, (&'static str, Vec<f64>))| {
-            values.sort_by(f64::total_cmp);
-            Row { name, value: values[values.len() / 2], unit, min: values[0], max: values[values.len() - 1] }
-        };
-        self.samples.into_iter().map(row).collect()
+        self.0.rows()
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures are rounded anyway")]
-pub(super) fn to_f64(n: u64) -> f64 {
-    n as f64
 }
 
 /// Bytes of memory that a copy walks through, at either side: more than the second-level cache holds.
