@@ -1,162 +1,150 @@
-//! What is done to the array, when, and within which limits (PROTOCOLS 1).
+//! What can be done to a pair, and the limits within which it is survived (PROTOCOLS 1, 13).
 //!
-//! - **Crash**: a director is gone and starts again later, sooner or later than its lease. Only while the pair is whole and
-//!   nobody pauses: the loss of two directors is not survived.
-//! - **Pause**: a director's tasks stop, for less or for longer than a lease. At any time, both too.
-//! - **Cut**: the link between the directors holds everything, one way or both, and is mended later. At any time.
-//!
-//! A seed chooses which of them it uses at all.
+//! A seed chooses which of them a run uses at all, and how often; see [`FaultKinds::swarm`].
 
-use std::time::Duration;
+use std::fmt;
 
-use dyad_director::membership::DirectorId;
-use dyad_reactor::{Clock, Rng, SeededRng, Time};
+use dyad_reactor::{Rng, SeededRng};
 
-use crate::array::{Array, name};
+/// One kind of fault: what it does, and its limit if there is one beyond being mended after some time.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fault {
+    /// A director is gone; it starts again sooner or later than its lease. Only while its partner lives and is a member, or
+    /// when nothing is in its memory alone: the loss of two directors is survived only by what is on media.
+    Crash,
+    /// A director's tasks stop wherever they await, in half of the cases with its RDMA writes in their middle, for less or
+    /// longer than a lease. Both directors, too.
+    Pause,
+    /// The link between the directors holds everything, one way or both.
+    Link,
+    /// The link between a host and a director, one way or both.
+    Path,
+    /// Directors and hosts fall into two parts that do not reach each other; both reach devices and registry.
+    Partition,
+    /// The link between the directors becomes so slow that heartbeats and grants come late, one way or both.
+    Slow,
+    /// Registry requests and answers are lost, repeated and late, so that the outcome of a change is unknown; or one director
+    /// cannot reach it at all, or not hear it.
+    Registry,
+    /// Devices sit on commands that they have fetched, beyond leases and takeovers.
+    Delay,
+    /// Blocks of one device cannot be read until they are written again. Always the same device.
+    Media,
+    /// That device is gone for ever.
+    Device,
+    /// A device aborts what it is doing, loses its volatile cache, and has forgotten its reservations. Only while the pair is
+    /// whole: whoever was fenced by them would be no more.
+    Shelf,
+    /// The home crashes, and in the mirror of its partner a block is damaged: that block may be lost, but never be wrong.
+    Memory,
+    /// A host is gone, with operations under way, and starts again under its name.
+    Host,
+    /// Everything loses power: directors, devices and hosts. Only while nothing is in one memory alone; otherwise an operator
+    /// would have to say what becomes of it (PROTOCOLS 4.4).
+    Power,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Crash,
+        Self::Pause,
+        Self::Link,
+        Self::Path,
+        Self::Partition,
+        Self::Slow,
+        Self::Registry,
+        Self::Delay,
+        Self::Media,
+        Self::Device,
+        Self::Shelf,
+        Self::Memory,
+        Self::Host,
+        Self::Power,
+    ];
+
+    /// Its name in lists.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+
+    const fn bit(self) -> u16 {
+        1 << self as u8
+    }
+}
 
 /// Which faults may happen.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub struct FaultKinds {
-    /// See the module.
-    pub crash: bool,
-    /// See the module.
-    pub pause: bool,
-    /// See the module.
-    pub cut: bool,
-}
+pub struct FaultKinds(u16);
 
 impl FaultKinds {
     /// None.
-    pub const NONE: Self = Self { crash: false, pause: false, cut: false };
+    pub const NONE: Self = Self(0);
     /// All.
-    pub const ALL: Self = Self { crash: true, pause: true, cut: true };
+    pub const ALL: Self = Self((1 << Fault::ALL.len()) - 1);
 
-    /// A part of these, as the seed has it; never none if there is one.
+    /// It is one of them.
+    #[must_use]
+    pub const fn has(self, fault: Fault) -> bool {
+        self.0 & fault.bit() != 0
+    }
+
+    /// These and `fault`.
+    #[must_use]
+    pub const fn with(self, fault: Fault) -> Self {
+        Self(self.0 | fault.bit())
+    }
+
+    /// The kinds in a list like `crash,pause`; `all` and `none` are lists, too. `Err` has the word that is no fault.
+    ///
+    /// # Errors
+    /// The first word that is none.
+    pub fn parse(list: &str) -> Result<Self, String> {
+        list.split(',').try_fold(Self::NONE, |kinds, word| match word {
+            "all" => Ok(Self::ALL),
+            "none" => Ok(kinds),
+            _ => match Fault::ALL.iter().find(|fault| fault.name() == word) {
+                Some(fault) => Ok(kinds.with(*fault)),
+                None => Err(word.to_owned()),
+            },
+        })
+    }
+
+    /// A part of these, as the seed has it, never none if there is one: runs with few kinds reach states that runs with all do not.
     #[must_use]
     pub fn swarm(self, rng: &mut SeededRng) -> Self {
-        let drawn = Self {
-            crash: self.crash && !rng.one_in(3),
-            pause: self.pause && !rng.one_in(3),
-            cut: self.cut && rng.one_in(2),
-        };
-        if drawn == Self::NONE { self } else { drawn }
+        let one_in = 2 + rng.below(3);
+        let drawn = Fault::ALL.iter().filter(|fault| self.has(**fault) && rng.one_in(one_in));
+        match drawn.fold(Self::NONE, |kinds, fault| kinds.with(*fault)) {
+            Self::NONE => self,
+            drawn => drawn,
+        }
     }
 }
 
-#[derive(Debug, Copy, Clone, PartialEq, Eq)]
-enum Repair {
-    Start(DirectorId),
-    Resume(DirectorId),
-    Heal(DirectorId),
+impl fmt::Display for FaultKinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = Fault::ALL.into_iter().filter(|fault| self.has(*fault)).map(Fault::name).collect();
+        match *self {
+            Self::ALL => write!(f, "all"),
+            Self::NONE => write!(f, "none"),
+            _ => write!(f, "{}", names.join(",")),
+        }
+    }
 }
 
-/// Does things to an array.
-pub struct FaultInjector {
-    kinds: FaultKinds,
-    rng: SeededRng,
-    next: Time,
-    repairs: Vec<(Time, Repair)>,
-    paused: [bool; 2],
-    done: u64,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl FaultInjector {
-    /// An injector that uses `kinds`.
-    #[must_use]
-    pub fn new(kinds: FaultKinds, rng: SeededRng, first: Time) -> Self {
-        Self { kinds, rng, next: first, repairs: Vec::new(), paused: [false; 2], done: 0 }
-    }
-
-    /// Faults so far.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.done
-    }
-
-    /// It does anything at all.
-    #[must_use]
-    pub fn has_any(&self) -> bool {
-        self.kinds != FaultKinds::NONE
-    }
-
-    /// Everything is repaired.
-    #[must_use]
-    pub fn is_repaired(&self) -> bool {
-        self.repairs.is_empty()
-    }
-
-    /// When there is something to do.
-    #[must_use]
-    pub fn next_moment(&self) -> Time {
-        self.repairs.iter().map(|(at, _)| *at).chain([self.next]).min().unwrap_or(self.next)
-    }
-
-    /// Does what is due: repairs, directors that want to begin anew, and, while `active`, a new fault.
-    pub fn act(&mut self, array: &mut Array, active: bool) {
-        let now = array.time.now();
-        if let Some(ended) = array.ended() {
-            self.crash(array, ended);
+    #[test]
+    fn every_kind_has_a_name_that_lists_know() {
+        for fault in Fault::ALL {
+            assert_eq!(FaultKinds::parse(&fault.name()), Ok(FaultKinds::NONE.with(fault)));
         }
-        while let Some(due) = self.repairs.iter().position(|(at, _)| *at <= now) {
-            match self.repairs.swap_remove(due).1 {
-                Repair::Start(director) => array.start_director(director),
-                Repair::Resume(director) => {
-                    self.paused[usize::from(director.index())] = false;
-                    array.resume_director(director);
-                }
-                Repair::Heal(from) => array.fabric.heal(name(from), name(from.partner())),
-            }
-        }
-        if active && now >= self.next {
-            self.next = now + self.random(Duration::from_millis(1500));
-            self.inject(array);
-        }
-        if !active {
-            self.next = Time::FAR_FUTURE;
-        }
-    }
-
-    fn inject(&mut self, array: &mut Array) {
-        let director = if self.rng.one_in(2) { DirectorId::A } else { DirectorId::B };
-        let lease = array.timing().lease;
-        match self.rng.below(3) {
-            0 if self.kinds.crash && array.is_whole() && self.paused == [false; 2] => self.crash(array, director),
-            1 if self.kinds.pause && array.node(director).is_some() && !self.paused[usize::from(director.index())] => {
-                self.paused[usize::from(director.index())] = true;
-                array.pause_director(director);
-                let time = self.either(2, lease * 4, lease / 2);
-                self.repairs.push((array.time.now() + time, Repair::Resume(director)));
-            }
-            2 if self.kinds.cut => {
-                for from in [DirectorId::A, DirectorId::B] {
-                    if self.rng.one_in(3) {
-                        continue;
-                    }
-                    array.fabric.cut(name(from), name(from.partner()));
-                    let time = self.either(2, lease * 3, lease / 10);
-                    self.repairs.push((array.time.now() + time, Repair::Heal(from)));
-                }
-            }
-            _ => return,
-        }
-        self.done += 1;
-    }
-
-    fn crash(&mut self, array: &mut Array, director: DirectorId) {
-        array.kill_director(director);
-        self.paused[usize::from(director.index())] = false;
-        self.repairs.retain(|(_, repair)| *repair != Repair::Resume(director));
-        let time = self.either(3, Duration::from_millis(50), Duration::from_secs(2));
-        self.repairs.push((array.time.now() + time, Repair::Start(director)));
-    }
-
-    /// Up to `some` once in `one_in` times, else up to `others`.
-    fn either(&mut self, one_in: u64, some: Duration, others: Duration) -> Duration {
-        let longest = if self.rng.one_in(one_in) { some } else { others };
-        self.random(longest)
-    }
-
-    fn random(&mut self, longest: Duration) -> Duration {
-        Duration::from_nanos(self.rng.below(u64::try_from(longest.as_nanos()).expect("short") + 1))
+        assert_eq!(FaultKinds::parse("crash,earthquake"), Err("earthquake".to_owned()));
+        assert_eq!(FaultKinds::parse("all"), Ok(FaultKinds::ALL));
     }
 }

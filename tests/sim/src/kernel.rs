@@ -52,14 +52,9 @@ pub struct Kernel {
     polls: u64,
 }
 
-/// The run does not go on.
+/// Tasks wake each other for ever, and time stands still.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub enum Stuck {
-    /// Tasks wake each other for ever, and time stands still.
-    Spinning,
-    /// Nothing is runnable and nothing is scheduled.
-    Deadlock,
-}
+pub struct Stuck;
 
 impl Kernel {
     /// A kernel without processes.
@@ -132,11 +127,11 @@ impl Kernel {
             if self.run_one() {
                 polls_now += 1;
                 if polls_now > POLLS_WITHOUT_PROGRESS_MAX {
-                    return Err(Stuck::Spinning);
+                    return Err(Stuck);
                 }
                 continue;
             }
-            let next = self.next_moment().ok_or(Stuck::Deadlock)?.max(self.time.now());
+            let next = self.next_moment().max(self.time.now());
             if next >= until {
                 self.time.advance_to(until.max(self.time.now()));
                 return Ok(());
@@ -177,10 +172,10 @@ impl Kernel {
         true
     }
 
-    fn next_moment(&mut self) -> Option<Time> {
+    fn next_moment(&mut self) -> Time {
         let Self { running, processes, .. } = self;
-        let timers = running.iter().map(|place| processes[*place].due()).filter(|due| *due < Time::FAR_FUTURE);
-        timers.chain(self.time.next_event()).min()
+        let timers = running.iter().map(|place| processes[*place].due());
+        timers.chain(self.time.next_event()).min().unwrap_or(Time::FAR_FUTURE)
     }
 
     /// Makes `word`, and the moment, part of the run's hash.
@@ -194,6 +189,12 @@ impl Kernel {
     #[must_use]
     pub fn trace_hash(&self) -> u64 {
         self.trace_hash
+    }
+
+    /// The moment.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.time.now()
     }
 
     /// Polls so far.

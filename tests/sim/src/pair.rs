@@ -1,83 +1,150 @@
-//! One array: two directors over two dual-ported devices, a registry, and hosts, all processes of one kernel.
+//! One pair: two directors over two dual-ported devices, their registry, and the hosts of their volume.
+//!
+//! There is no routing between pairs yet, so pairs have nothing in common but the kernel and the matrix.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use dyad_backend::device::{DeviceId, DeviceInfo};
 use dyad_backend::fake::{FakeDevice, FakeMedium};
-use dyad_cache::{Regime, VolumeId};
-use dyad_director::membership::{DirectorId, Incarnation, Timing};
+use dyad_cache::VolumeId;
+use dyad_director::membership::{DirectorId, Incarnation, PairRecord, PairState, Timing};
+use dyad_director::node::transition::{devices_of, failed_key, pair_key};
 use dyad_director::node::{HOST_SERVICE, Node, NodeConfig, SERVICE_TASKS, World, whole_group};
 use dyad_director::registry::{FakeClient, FakeRegistry};
 use dyad_host::{Initiator, InitiatorConfig};
 use dyad_matrix::Memory;
 use dyad_matrix::provider::NetAddress;
 use dyad_matrix::sim::{Fabric, SimProvider};
-use dyad_nvme::types::{BLOCK_BYTES, BlockCount, HostId, NamespaceId};
+use dyad_nvme::types::{BLOCK_BYTES, BlockCount, HostId, Lba, NamespaceId};
 use dyad_reactor::executor::{Handle, Limits};
 use dyad_reactor::{DriftingClock, Rng, SeededRng, VirtualTime};
 
+use crate::chance::one_of;
+use crate::checker::Model;
 use crate::kernel::{Kernel, ProcessId};
-use crate::workload::Workload;
+use crate::timeline::{Detail, Timeline};
+use crate::workload::{Load, Workload};
 
 /// Blocks of the volume.
 pub const VOLUME_BLOCKS: u64 = 192;
+/// Hosts that work.
+pub const HOSTS: usize = 2;
+/// The director by the names of a pair.
+pub const BOTH: [DirectorId; 2] = [DirectorId::A, DirectorId::B];
 
+/// The host that reads everything at the end.
+const READER: usize = HOSTS;
+const WORKERS: usize = 3;
 const ARRAY: [u8; 16] = *b"simulated array ";
 const HOST_DEPTH: u16 = 8;
 const LANES: u16 = 10;
 const DESTAGERS: u16 = 3;
+const MIRROR_FRAMES: u32 = 96;
 
 /// A director of the simulator.
 pub type SimNode = Node<FakeDevice, SimProvider, FakeClient>;
 
-struct Director {
+/// One that runs.
+pub struct Director {
     process: ProcessId,
-    node: SimNode,
+    /// What runs.
+    pub node: SimNode,
+    /// Its link to the registry.
+    pub registry: FakeClient,
     ports: Vec<FakeDevice>,
+    /// Everything it has let its partner write to; the last one is the mirror of now.
+    mirrors: Rc<RefCell<Vec<Memory>>>,
 }
 
-/// The array and everything under it.
-pub struct Array {
-    /// Runs it.
-    pub kernel: Kernel,
-    /// What it runs in.
-    pub time: VirtualTime,
+impl Director {
+    /// The memory that its partner mirrors to, if there is any.
+    #[must_use]
+    pub fn mirror(&self) -> Option<Memory> {
+        // The first one is the cache.
+        self.mirrors.borrow().get(1..)?.last().cloned()
+    }
+}
+
+struct Host {
+    process: ProcessId,
+    initiator: Initiator<SimProvider>,
+}
+
+/// The pair and everything under and over it.
+pub struct Pair {
+    number: usize,
+    time: VirtualTime,
     /// The matrix.
     pub fabric: Fabric,
     /// The registry.
     pub registry: FakeRegistry,
-    media: Vec<FakeMedium>,
+    /// The devices.
+    pub media: [FakeMedium; 2],
+    /// What its hosts do and have seen.
+    pub workload: Workload,
+    /// What happened.
+    pub timeline: Timeline,
     directors: [Option<Director>; 2],
+    paused: [bool; 2],
+    hosts: [Option<Host>; HOSTS + 1],
     clocks: [DriftingClock; 2],
+    patience: [Duration; HOSTS + 1],
+    cache_frames: u32,
     rng: SeededRng,
     starts: u32,
     timing: Timing,
 }
 
-impl Array {
-    /// An array of which nothing runs yet.
+impl Pair {
+    /// A pair of which nothing runs yet.
     #[must_use]
-    pub fn new(time: &VirtualTime, fabric: Fabric) -> Self {
+    pub fn new(number: usize, time: &VirtualTime, fabric: Fabric, timeline: &Timeline) -> Self {
         let mut rng = time.rng();
-        let media = (1..=2u8).map(|id| FakeMedium::new(device_info(id), time.clone(), rng.next_u64())).collect();
+        let timing = Timing::default();
+        let media = [0, 1].map(|place| FakeMedium::new(device_info(place), time.clone(), rng.next_u64()));
         let registry = FakeRegistry::new(time.clone(), rng.next_u64());
         let clocks = [(); 2].map(|()| {
             let drift = i32::try_from(rng.below(20_001)).expect("small") - 10_000;
             DriftingClock::new(time.clone(), drift, Duration::from_millis(rng.below(1_000_000)))
         });
+        // Hosts that differ in it see both directors at once.
+        let patience = [(); HOSTS + 1].map(|()| timing.lease * one_of(&mut rng, &[1, 4, 24]) / 4);
+        // From little more than the reserves to more than the volume.
+        let cache_frames = 272 + u32::try_from(rng.below(256)).expect("small");
+        let model = Model::new(VOLUME_BLOCKS, timeline.detail() > Detail::None);
+        let workload = Workload::new(time, Load::draw(&mut rng, VOLUME_BLOCKS), model, VOLUME_BLOCKS, HOSTS + 1);
         Self {
-            kernel: Kernel::new(time),
+            number,
             time: time.clone(),
             fabric,
             registry,
             media,
+            workload,
+            timeline: timeline.clone(),
             directors: [None, None],
+            paused: [false; 2],
+            hosts: [const { None }; HOSTS + 1],
             clocks,
+            patience,
+            cache_frames,
             rng,
             starts: 0,
-            timing: Timing::default(),
+            timing,
         }
+    }
+
+    /// The fabric's name of a director.
+    #[must_use]
+    pub fn name(&self, director: DirectorId) -> String {
+        format!("director {}{director:?}", self.number)
+    }
+
+    /// The fabric's name of a host.
+    #[must_use]
+    pub fn host_name(&self, host: usize) -> String {
+        format!("host {}.{host}", self.number)
     }
 
     /// Heartbeats and leases of its directors.
@@ -87,168 +154,235 @@ impl Array {
     }
 
     /// Starts a fresh incarnation of a director that does not run.
-    pub fn start_director(&mut self, me: DirectorId) {
+    pub fn start_director(&mut self, kernel: &mut Kernel, me: DirectorId) {
         let place = usize::from(me.index());
         assert!(self.directors[place].is_none(), "{me:?} runs");
         self.starts += 1;
         let incarnation = Incarnation(self.starts);
-        let provider = self.fabric.node(name(me), u64::from(self.starts));
-        let ports: Vec<_> = self.media.iter().map(|medium| medium.port([me.index() + 1; 16])).collect();
+        let ports: Vec<_> = self.media.iter().map(|medium| medium.port(host_identifier(me))).collect();
+        let registry = self.registry.client();
+        let mirrors: Rc<RefCell<Vec<Memory>>> = Rc::default();
+        let made = Rc::clone(&mirrors);
         let world = World {
-            provider,
+            provider: self.fabric.node(&self.name(me), u64::from(self.starts)),
             devices: ports.clone(),
-            failed: Vec::new(),
-            registry: self.registry.client(),
-            memory: Rc::new(Memory::anonymous),
+            failed: self.failed_devices(),
+            registry: registry.clone(),
+            memory: Rc::new(move |bytes| {
+                let memory = Memory::anonymous(bytes);
+                made.borrow_mut().push(memory.clone());
+                memory
+            }),
         };
         let config = NodeConfig {
             me,
             incarnation,
             array: ARRAY,
             timing: self.timing,
-            partner_host: name(me.partner()).to_owned(),
+            partner_host: self.name(me.partner()),
             volume: whole_group(VolumeId { uuid: [0xda; 16], generation: 1 }, BlockCount(VOLUME_BLOCKS)),
-            cache_frames: 576,
-            mirror_frames: 96,
-            hosts: 3,
+            cache_frames: self.cache_frames,
+            mirror_frames: MIRROR_FRAMES,
+            hosts: u16::try_from(HOSTS + 1).expect("few hosts"),
             host_depth: HOST_DEPTH,
             lanes: LANES,
             destagers: DESTAGERS,
-            idle_destage: Duration::from_millis(1 + self.rng.below(60)),
+            idle_destage: Duration::from_millis(1 + self.rng.below(200)),
         };
         let limits = Limits { tasks: SERVICE_TASKS + usize::from(LANES + DESTAGERS), timers: 256 };
-        let (process, node) = self.kernel.start(&self.clocks[place], limits, |handle| Node::new(handle, config, world));
+        let (process, node) = kernel.start(&self.clocks[place], limits, |handle| Node::new(handle, config, world));
         let node = node.expect("the simulated world has room for a node");
-        self.directors[place] = Some(Director { process, node, ports });
+        self.timeline.say(|| format!("{} starts as incarnation {incarnation:?}", self.name(me)));
+        self.directors[place] = Some(Director { process, node, registry, ports, mirrors });
     }
 
-    /// Ends a director at once.
-    pub fn kill_director(&mut self, me: DirectorId) {
-        let Some(director) = self.directors[usize::from(me.index())].take() else { return };
-        self.kernel.kill(director.process);
-        self.fabric.kill(name(me));
+    /// Ends a director at once, if it runs.
+    pub fn kill_director(&mut self, kernel: &mut Kernel, me: DirectorId) {
+        let place = usize::from(me.index());
+        let Some(director) = self.directors[place].take() else { return };
+        self.paused[place] = false;
+        kernel.kill(director.process);
+        self.fabric.kill(&self.name(me));
         for port in director.ports {
             port.kill();
         }
+        self.timeline.say(|| format!("{} is gone", self.name(me)));
     }
 
     /// Stops a director's tasks.
-    pub fn pause_director(&mut self, me: DirectorId) {
-        let Some(director) = &self.directors[usize::from(me.index())] else { return };
-        self.kernel.pause(director.process);
-        self.fabric.pause(name(me));
+    pub fn pause_director(&mut self, kernel: &mut Kernel, me: DirectorId) {
+        let place = usize::from(me.index());
+        let Some(director) = &self.directors[place] else { return };
+        self.paused[place] = true;
+        kernel.pause(director.process);
+        self.fabric.pause(&self.name(me));
+        self.timeline.say(|| format!("{} pauses", self.name(me)));
     }
 
     /// Lets them go on.
-    pub fn resume_director(&mut self, me: DirectorId) {
-        let Some(director) = &self.directors[usize::from(me.index())] else { return };
-        self.kernel.resume(director.process);
-        self.fabric.resume(name(me));
+    pub fn resume_director(&mut self, kernel: &mut Kernel, me: DirectorId) {
+        let place = usize::from(me.index());
+        let Some(director) = self.directors[place].as_ref().filter(|_| self.paused[place]) else { return };
+        self.paused[place] = false;
+        kernel.resume(director.process);
+        self.fabric.resume(&self.name(me));
+        self.timeline.say(|| format!("{} goes on", self.name(me)));
     }
 
-    /// The node, if it runs.
+    /// A director that runs, paused or not.
+    #[must_use]
+    pub fn director(&self, me: DirectorId) -> Option<&Director> {
+        self.directors[usize::from(me.index())].as_ref()
+    }
+
+    /// A node that runs and is not paused.
     #[must_use]
     pub fn node(&self, me: DirectorId) -> Option<&SimNode> {
-        self.directors[usize::from(me.index())].as_ref().map(|director| &director.node)
+        self.director(me).filter(|_| !self.is_paused(me)).map(|director| &director.node)
+    }
+
+    /// Its tasks are stopped.
+    #[must_use]
+    pub fn is_paused(&self, me: DirectorId) -> bool {
+        self.paused[usize::from(me.index())]
+    }
+
+    /// What a director is doing.
+    #[must_use]
+    pub fn state_name(&self, me: DirectorId) -> &'static str {
+        self.director(me).map_or("not running", |director| director.node.state_name())
     }
 
     /// A director that lost its epoch and wants to begin anew, if there is one.
     #[must_use]
     pub fn ended(&self) -> Option<DirectorId> {
-        [DirectorId::A, DirectorId::B].into_iter().find(|me| self.node(*me).is_some_and(SimNode::has_ended))
+        BOTH.into_iter().find(|me| self.node(*me).is_some_and(SimNode::has_ended))
     }
 
     /// Both directors serve together: every acknowledged write is in two memories or on media.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        let regimes =
-            [DirectorId::A, DirectorId::B].map(|me| self.node(me).map(|node| (node.regime(), node.state_name())));
-        let homes = regimes.iter().flatten().filter(|(regime, _)| matches!(regime, Regime::Mirrored(_))).count();
-        homes == 1 && regimes.iter().all(|regime| regime.is_some_and(|(_, state)| state == "both"))
+        let both = BOTH.iter().all(|me| self.node(*me).is_some_and(|node| node.state_name() == "both"));
+        both && BOTH.iter().filter(|me| self.node(**me).is_some_and(SimNode::serves)).count() == 1
     }
 
-    /// Starts a host with `workers` workers, which leaves a silent path after `patience`: hosts that differ in it see both directors at once.
-    pub fn start_host(&mut self, number: u8, workload: &Workload, workers: usize, patience: Duration) {
-        let seeds: Vec<_> = (0..workers).map(|_| self.rng.fork()).collect();
-        self.start_initiator(number, HOST_DEPTH, workers, patience, |handle, initiator| {
+    /// The director that serves in `both`.
+    #[must_use]
+    pub fn home(&self) -> Option<DirectorId> {
+        BOTH.into_iter().find(|me| self.node(*me).is_some_and(SimNode::serves))
+    }
+
+    /// What the registry says of the pair.
+    #[must_use]
+    pub fn record(&self) -> PairState {
+        let versioned = self.registry.contents(&pair_key());
+        versioned
+            .and_then(|versioned| PairRecord::decode(&versioned.value).ok())
+            .map_or(PairState::Down, |record| record.state)
+    }
+
+    /// Devices on record as failed.
+    #[must_use]
+    pub fn failed_devices(&self) -> Vec<DeviceId> {
+        self.registry.contents(&failed_key()).map_or(Vec::new(), |versioned| devices_of(&versioned.value))
+    }
+
+    /// Starts a host with its workers, if it does not run.
+    pub fn start_host(&mut self, kernel: &mut Kernel, host: usize) {
+        let seeds: Vec<_> = (0..WORKERS).map(|_| self.rng.fork()).collect();
+        let workload = self.workload.clone();
+        self.start_initiator(kernel, host, |handle, initiator| {
             for rng in seeds {
-                workload.enlist();
+                workload.enlist(host);
                 let (workload, initiator, own) = (workload.clone(), initiator.clone(), handle.clone());
-                handle.spawn("worker", async move {
-                    if initiator.attach().await.is_ok() {
-                        workload.work(own, initiator, rng).await;
-                    }
-                });
+                handle.spawn("worker", workload.run(host, own, initiator, Some(rng)));
             }
         });
     }
 
     /// Starts a host that reads everything once.
-    pub fn start_reader(&mut self, workload: &Workload) {
-        let patience = self.timing.lease * 4;
-        self.start_initiator(99, 2, 1, patience, |handle, initiator| {
-            workload.enlist();
-            let workload = workload.clone();
-            handle.spawn("reader", async move {
-                if initiator.attach().await.is_ok() {
-                    workload.read_all(initiator).await;
-                }
-            });
+    pub fn start_reader(&mut self, kernel: &mut Kernel) {
+        self.kill_host(kernel, READER);
+        let workload = self.workload.clone();
+        self.start_initiator(kernel, READER, |handle, initiator| {
+            workload.enlist(READER);
+            handle.spawn("reader", workload.clone().run(READER, handle.clone(), initiator, None));
         });
     }
 
     fn start_initiator(
         &mut self,
-        number: u8,
-        depth: u16,
-        workers: usize,
-        patience: Duration,
+        kernel: &mut Kernel,
+        host: usize,
         spawn: impl FnOnce(&Handle, Initiator<SimProvider>),
     ) {
-        let provider = self.fabric.node(&format!("host{number}"), u64::from(number));
+        self.starts += 1;
+        let provider = self.fabric.node(&self.host_name(host), u64::from(self.starts));
         let config = InitiatorConfig {
-            host: HostId([number + 1; 16]),
-            paths: [DirectorId::A, DirectorId::B]
-                .map(|me| NetAddress { host: name(me).to_owned(), discriminator: HOST_SERVICE })
-                .to_vec(),
+            host: HostId([u8::try_from(host + 1).expect("few hosts"); 16]),
+            paths: BOTH.map(|me| NetAddress { host: self.name(me), discriminator: HOST_SERVICE }).to_vec(),
             namespace: NamespaceId(1),
-            depth,
-            first_generation: 1,
+            depth: HOST_DEPTH,
+            first_generation: u64::from(self.starts) << 32,
             connect_timeout: self.timing.lease,
-            path_timeout: patience,
+            path_timeout: self.patience[host],
             // Longer than all faults together: an operation that fails is an operation that is stuck.
             command_timeout: Duration::from_secs(60),
             retry_delay: self.timing.heartbeat / 4,
         };
-        let memory = Memory::anonymous(usize::from(depth) * 8 * 16 * BLOCK_BYTES);
+        let memory = Memory::anonymous(usize::from(HOST_DEPTH) * 8 * 16 * BLOCK_BYTES);
         let clock = DriftingClock::new(self.time.clone(), 0, Duration::ZERO);
-        let (_, ()) = self.kernel.start(&clock, Limits { tasks: 8 + workers, timers: 128 }, |handle| {
+        let (process, initiator) = kernel.start(&clock, Limits { tasks: 8 + WORKERS, timers: 128 }, |handle| {
             let initiator = Initiator::new(handle, provider, config, memory).expect("the simulated matrix has room");
-            spawn(handle, initiator);
+            spawn(handle, initiator.clone());
+            initiator
         });
+        self.hosts[host] = Some(Host { process, initiator });
     }
 
-    /// Whether every block is the same on both devices.
+    /// Ends a host at once, if it runs.
+    pub fn kill_host(&mut self, kernel: &mut Kernel, host: usize) {
+        let Some(dead) = self.hosts[host].take() else { return };
+        kernel.kill(dead.process);
+        self.fabric.kill(&self.host_name(host));
+        self.workload.host_died(host);
+    }
+
+    /// The host runs.
     #[must_use]
-    pub fn legs_are_equal(&self) -> bool {
-        (0..VOLUME_BLOCKS)
-            .map(dyad_nvme::types::Lba)
-            .all(|lba| self.media[0].contents(lba) == self.media[1].contents(lba))
+    pub fn has_host(&self, host: usize) -> bool {
+        self.hosts[host].is_some()
+    }
+
+    /// The hosts that run.
+    pub fn initiators(&self) -> impl Iterator<Item = &Initiator<SimProvider>> {
+        self.hosts.iter().flatten().map(|host| &host.initiator)
+    }
+
+    /// Blocks that are not the same on both devices; those that a device cannot read are not compared.
+    pub fn unequal_blocks(&self) -> impl Iterator<Item = Lba> {
+        (0..VOLUME_BLOCKS).map(Lba).filter(|lba| match [0, 1].map(|leg: usize| self.media[leg].contents(*lba)) {
+            [Some(one), Some(other)] => one != other,
+            _ => false,
+        })
     }
 }
 
-/// The fabric's name of a director.
+/// The Host Identifier of a director's controllers.
 #[must_use]
-pub const fn name(director: DirectorId) -> &'static str {
-    match director {
-        DirectorId::A => "director A",
-        DirectorId::B => "director B",
-    }
+pub fn host_identifier(director: DirectorId) -> [u8; 16] {
+    [director.index() + 1; 16]
 }
 
-fn device_info(id: u8) -> DeviceInfo {
+/// Names the device at a place of [`Pair::media`].
+#[must_use]
+pub fn device_id(place: usize) -> DeviceId {
+    DeviceId([u8::try_from(place + 1).expect("few devices"); 16])
+}
+
+fn device_info(place: usize) -> DeviceInfo {
     DeviceInfo {
-        id: DeviceId([id; 16]),
+        id: device_id(place),
         namespace: NamespaceId(1),
         blocks: BlockCount(VOLUME_BLOCKS),
         transfer_blocks_max: BlockCount(32),

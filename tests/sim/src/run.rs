@@ -1,30 +1,32 @@
-//! One run: an array, hosts, faults; then peace, and a last look at everything.
+//! One run: pairs with their hosts, faults; then peace, and a last look at everything.
 
-use std::cell::RefCell;
 use std::fmt;
-use std::rc::Rc;
 use std::time::Duration;
 
-use dyad_director::membership::DirectorId;
 use dyad_matrix::sim::{Fabric, FabricConfig};
 use dyad_reactor::{Clock, Rng, Time, VirtualTime};
 
-use crate::array::{Array, VOLUME_BLOCKS};
-use crate::faults::{FaultInjector, FaultKinds};
-use crate::kernel::Stuck;
-use crate::workload::{HostFailure, Workload};
+use crate::faults::FaultKinds;
+use crate::injector::Injector;
+use crate::invariants::{Broken, Watch};
+use crate::kernel::{Kernel, Stuck};
+use crate::pair::{BOTH, HOSTS, Pair};
+use crate::timeline::{Detail, Timeline};
+use crate::workload::HostFailure;
 
 /// What a run is made of.
 #[derive(Debug, Copy, Clone)]
 pub struct SimOptions {
     /// Everything else follows from it.
     pub seed: u64,
-    /// Host operations before the faults end.
+    /// Pairs of directors, each with a volume and hosts.
+    pub pairs: usize,
+    /// Host operations before the faults end, for each pair.
     pub operations: u64,
     /// Faults that may happen.
     pub faults: FaultKinds,
-    /// Collect the fabric's and the directors' story.
-    pub timeline: bool,
+    /// How much of the story is collected.
+    pub detail: Detail,
 }
 
 /// How a run failed.
@@ -32,27 +34,30 @@ pub struct SimOptions {
 pub enum Failure {
     /// A host saw what it must not.
     Host(HostFailure),
+    /// Something was not as it must be.
+    Broken(Broken),
     /// The kernel cannot go on.
-    Stuck(Stuck),
+    Stuck,
     /// The faults are over, and operations still do not end.
     NoProgress,
     /// The pair does not become whole again though nothing hinders it.
     NotWhole,
-    /// Nothing is being written, and the devices of the group differ.
-    LegsDiffer,
+    /// Nobody writes, and still not everything is on media.
+    NotClean,
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Host(HostFailure::Violation(violation)) => write!(f, "a host read what must not be: {violation:?}"),
+            Self::Host(HostFailure::Violation(violation)) => write!(f, "a host saw what must not be: {violation:?}"),
             Self::Host(HostFailure::Failed(error)) => {
                 write!(f, "an operation failed that the array could have done: {error}")
             }
-            Self::Stuck(stuck) => write!(f, "the simulation is stuck: {stuck:?}"),
+            Self::Broken(broken) => write!(f, "{broken}"),
+            Self::Stuck => write!(f, "tasks wake each other for ever"),
             Self::NoProgress => write!(f, "operations are stuck though all faults are over"),
             Self::NotWhole => write!(f, "the pair does not become whole though all faults are over"),
-            Self::LegsDiffer => write!(f, "the devices of the group differ though nothing is being written"),
+            Self::NotClean => write!(f, "not everything gets to media though nobody writes"),
         }
     }
 }
@@ -68,136 +73,186 @@ pub struct Outcome {
     pub faults: u64,
     /// Virtual time that passed.
     pub elapsed: Duration,
+    /// Tasks polled.
+    pub polls: u64,
     /// The same for the same seed.
     pub trace_hash: u64,
     /// What happened, if it was asked for.
     pub timeline: Vec<String>,
 }
 
-const WORKERS: usize = 6;
-/// A run with faults has at least as many.
-const FAULTS_MIN: u64 = 10;
-const STEP: Duration = Duration::from_millis(20);
+/// A run with faults has at least as many for each pair, if its kinds happen at all.
+const FAULTS_MIN: u64 = 12;
+/// And lasts no longer than this because of that.
+const WAR: Duration = Duration::from_secs(30);
+const STEP: Duration = Duration::from_millis(5);
 /// Virtual time that everything is given to become quiet.
-const PEACE: Duration = Duration::from_secs(30);
+const PEACE: Duration = Duration::from_secs(60);
 
 /// Runs one seed.
 #[must_use]
 pub fn run(options: SimOptions) -> Outcome {
     let time = VirtualTime::new(options.seed);
     let mut rng = time.rng();
+    let timeline = Timeline::new(&time, options.detail);
     let fabric = Fabric::new(&time, FabricConfig { torn_one_in: 1 + rng.below(8), ..FabricConfig::default() });
-    let timeline = Rc::new(RefCell::new(Vec::new()));
-    if options.timeline {
-        let (lines, clock) = (Rc::clone(&timeline), time.clone());
-        fabric.on_trace(move |line| lines.borrow_mut().push(format!("{:?}  {line}", clock.now())));
+    if options.detail == Detail::Everything {
+        let timeline = timeline.clone();
+        fabric.on_trace(move |line| timeline.say(|| line.to_owned()));
     }
-    let mut array = Array::new(&time, fabric);
-    let workload = Workload::new(&time, VOLUME_BLOCKS, WORKERS, Duration::from_millis(1 + rng.below(200)));
-    let kinds = options.faults.swarm(&mut rng);
-    let first = Time::from_nanos(500_000_000 + rng.below(1_000_000_000));
-    let mut run = Run {
-        faults: FaultInjector::new(kinds, rng.fork(), first),
-        workload: workload.clone(),
-        timeline: Rc::clone(&timeline),
-        traced: options.timeline,
-        states: Default::default(),
-    };
-
-    array.start_director(DirectorId::A);
-    array.start_director(DirectorId::B);
-    array.start_host(0, &workload, WORKERS / 2, array.timing().lease);
-    array.start_host(1, &workload, WORKERS / 2, array.timing().lease * 6);
-    let failure = run.through(&mut array, options.operations).err();
-    let outcome = Outcome {
+    let mut kernel = Kernel::new(&time);
+    let stations = (0..options.pairs).map(|number| {
+        let mut pair = Pair::new(number, &time, fabric.clone(), &timeline);
+        for director in BOTH {
+            pair.start_director(&mut kernel, director);
+        }
+        for host in 0..HOSTS {
+            pair.start_host(&mut kernel, host);
+        }
+        let kinds = options.faults.swarm(&mut rng);
+        timeline.say(|| format!("pair {number}, faults: {kinds}"));
+        let injector = Injector::new(kinds, rng.fork());
+        Station { pair, injector, watch: Watch::default(), states: Default::default() }
+    });
+    let stations = stations.collect();
+    let mut run = Run { kernel, stations, timeline: timeline.clone() };
+    let failure = run.through(options.operations).err();
+    if let Some(failure) = &failure {
+        run.tell_failure(failure);
+    }
+    Outcome {
         failure,
-        operations: workload.operations(),
-        faults: run.faults.count(),
+        operations: run.stations.iter().map(|station| station.pair.workload.operations()).sum(),
+        faults: run.stations.iter().map(|station| station.injector.count()).sum(),
         elapsed: time.now().since(Time::ZERO),
-        trace_hash: array.kernel.trace_hash(),
-        timeline: std::mem::take(&mut timeline.borrow_mut()),
-    };
-    drop(array);
-    outcome
+        polls: run.kernel.polls(),
+        trace_hash: run.kernel.trace_hash(),
+        timeline: timeline.take(),
+    }
 }
 
-struct Run {
-    faults: FaultInjector,
-    workload: Workload,
-    timeline: Rc<RefCell<Vec<String>>>,
-    traced: bool,
+/// A pair, who does things to it, and who watches it.
+struct Station {
+    pair: Pair,
+    injector: Injector,
+    watch: Watch,
     states: [&'static str; 2],
 }
 
+struct Run {
+    kernel: Kernel,
+    stations: Vec<Station>,
+    timeline: Timeline,
+}
+
 impl Run {
-    fn through(&mut self, array: &mut Array, operations: u64) -> Result<(), Failure> {
-        // War, until the operations are done. An operation waits for minutes at most, so this ends.
-        let long = array.time.now() + Duration::from_secs(3600);
-        let enough = |run: &Self| {
-            run.workload.operations() >= operations && (run.faults.count() >= FAULTS_MIN || !run.faults.has_any())
+    fn through(&mut self, operations: u64) -> Result<(), Failure> {
+        let start = self.kernel.now();
+        let enough = |station: &Station, now: Time| {
+            let faults = station.injector.count() >= FAULTS_MIN || !station.injector.has_any();
+            station.pair.workload.operations() >= operations && (faults || now.since(start) > WAR)
         };
-        self.until(array, true, long, |run, _| enough(run))?;
+        // So many faults that hosts get nothing done are no failure: peace will show whether something is stuck.
+        self.until(true, WAR * 2, enough)?;
         // Peace: repairs are made, directors come back, hosts go on for a while and then end.
-        let deadline = array.time.now() + PEACE;
-        let whole = self.until(array, false, deadline, |run, array| run.faults.is_repaired() && array.is_whole())?;
-        if !whole {
-            for me in [DirectorId::A, DirectorId::B] {
-                let description = array.node(me).map_or("not running".to_owned(), dyad_director::node::Node::describe);
-                self.timeline.borrow_mut().push(format!("director {me:?}: {description}"));
-            }
+        if !self.until(false, PEACE, |station, _| station.injector.is_repaired() && station.pair.is_whole())? {
             return Err(Failure::NotWhole);
         }
-        self.workload.stop();
-        let deadline = array.time.now() + PEACE * 3;
-        if !self.until(array, false, deadline, |run, _| run.workload.running() == 0)? {
-            return Err(Failure::NoProgress);
+        self.stations.iter().for_each(|station| station.pair.workload.stop());
+        self.idle_until(|station| station.pair.workload.running() == 0, Failure::NoProgress)?;
+        self.idle_until(|station| station.pair.is_whole(), Failure::NotWhole)?;
+        self.check(|station| station.watch.idle(&station.pair))?;
+        let clean = |station: &Station| {
+            BOTH.iter().all(|me| station.pair.node(*me).is_some_and(|node| node.cache().dirty_blocks() == 0))
+        };
+        self.idle_until(clean, Failure::NotClean)?;
+        self.check(|station| station.watch.quiet(&station.pair))?;
+        self.read_all()?;
+        // Nothing is in memory alone now: with other directors it is all still there.
+        for station in &mut self.stations {
+            for director in BOTH {
+                station.pair.kill_director(&mut self.kernel, director);
+                station.pair.start_director(&mut self.kernel, director);
+            }
         }
-        array.start_reader(&self.workload);
-        if !self.until(array, false, deadline, |run, _| run.workload.running() == 0)? {
-            return Err(Failure::NoProgress);
-        }
-        // Everything is destaged when nobody writes; then the legs are equal.
-        let deadline = array.time.now() + PEACE;
-        let clean = self.until(array, false, deadline, |_, array| {
-            [DirectorId::A, DirectorId::B]
-                .iter()
-                .all(|me| array.node(*me).is_some_and(|node| node.cache().dirty_blocks() == 0))
-        })?;
-        if clean && array.legs_are_equal() { Ok(()) } else { Err(Failure::LegsDiffer) }
+        self.idle_until(|station| station.pair.is_whole(), Failure::NotWhole)?;
+        self.read_all()
     }
 
-    /// Runs until `done` or the deadline; says which.
+    fn read_all(&mut self) -> Result<(), Failure> {
+        for station in &mut self.stations {
+            station.pair.start_reader(&mut self.kernel);
+        }
+        self.idle_until(|station| station.pair.workload.running() == 0, Failure::NoProgress)
+    }
+
+    fn idle_until(&mut self, done: impl Fn(&Station) -> bool, or: Failure) -> Result<(), Failure> {
+        if self.until(false, PEACE, |station, _| done(station))? { Ok(()) } else { Err(or) }
+    }
+
+    fn check(&self, check: impl Fn(&Station) -> Result<(), Broken>) -> Result<(), Failure> {
+        self.stations.iter().try_for_each(check).map_err(Failure::Broken)
+    }
+
+    /// Runs until all pairs are `done`, for `at_most` that long; says whether they are.
     fn until(
         &mut self,
-        array: &mut Array,
         faults: bool,
-        deadline: Time,
-        done: impl Fn(&Self, &Array) -> bool,
+        at_most: Duration,
+        done: impl Fn(&Station, Time) -> bool,
     ) -> Result<bool, Failure> {
-        while array.time.now() < deadline {
-            if done(self, array) {
+        let deadline = self.kernel.now() + at_most;
+        loop {
+            let now = self.kernel.now();
+            if self.stations.iter().all(|station| done(station, now)) {
                 return Ok(true);
             }
-            let now = array.time.now();
-            self.faults.act(array, faults);
-            let to = (now + STEP).min(self.faults.next_moment().max(now + Duration::from_nanos(1)));
-            array.kernel.run_until(to).map_err(Failure::Stuck)?;
-            self.note_states(array);
-            if let Some(failure) = self.workload.failure() {
-                return Err(Failure::Host(failure));
+            if now >= deadline {
+                return Ok(false);
+            }
+            let mut to = now + STEP;
+            for Station { pair, injector, .. } in &mut self.stations {
+                injector.act(&mut self.kernel, pair, faults);
+                to = to.min(injector.next_moment().max(now + Duration::from_nanos(1)));
+            }
+            self.kernel.run_until(to).map_err(|Stuck| Failure::Stuck)?;
+            for station in &mut self.stations {
+                station.note_states();
+                if let Some(failure) = station.pair.workload.failure() {
+                    return Err(Failure::Host(failure));
+                }
+                station.watch.always(&station.pair).map_err(Failure::Broken)?;
             }
         }
-        Ok(false)
     }
 
-    fn note_states(&mut self, array: &Array) {
-        if !self.traced {
-            return;
+    fn tell_failure(&self, failure: &Failure) {
+        for station in &self.stations {
+            for me in BOTH {
+                if let Some(director) = station.pair.director(me) {
+                    self.timeline.say(|| format!("{}: {}", station.pair.name(me), director.node.describe()));
+                }
+            }
+            if let Failure::Host(HostFailure::Violation(violation)) = failure
+                && station.pair.workload.failure().is_some()
+            {
+                let block = violation.block();
+                self.timeline.say(|| format!("the life of block {block} was:"));
+                for line in station.pair.workload.model().story(block) {
+                    self.timeline.say(|| format!("    {line}"));
+                }
+            }
         }
-        for (place, me) in [DirectorId::A, DirectorId::B].into_iter().enumerate() {
-            let state = array.node(me).map_or("not running", |node| node.state_name());
+        self.timeline.say(|| format!("FAILED: {failure}"));
+    }
+}
+
+impl Station {
+    fn note_states(&mut self) {
+        for (place, me) in BOTH.into_iter().enumerate() {
+            let state = self.pair.state_name(me);
             if std::mem::replace(&mut self.states[place], state) != state {
-                self.timeline.borrow_mut().push(format!("{:?}  director {me:?}: {state}", array.time.now()));
+                self.pair.timeline.say(|| format!("{}: {state}", self.pair.name(me)));
             }
         }
     }

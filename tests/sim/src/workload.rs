@@ -1,16 +1,17 @@
-//! Hosts: several workers each, which write and read blocks of one volume and check every byte.
+//! Hosts: several workers each, which write and read blocks of one volume, any of them at any time, and check every byte.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use dyad_host::{Volume, VolumeError};
-use dyad_matrix::frames::FRAME_BYTES;
+use dyad_host::{Initiator, Volume, VolumeError};
+use dyad_matrix::frames::{FRAME_BYTES, Pinned};
+use dyad_matrix::sim::SimProvider;
 use dyad_nvme::types::Lba;
 use dyad_reactor::executor::Handle;
-use dyad_reactor::sync::KeyedLocks;
 use dyad_reactor::{Clock, Rng, SeededRng, VirtualTime};
 
+use crate::chance::{one_of, up_to};
 use crate::checker::{Model, Violation, contents};
 
 /// What went wrong at a host.
@@ -22,7 +23,36 @@ pub enum HostFailure {
     Failed(VolumeError),
 }
 
-/// What the hosts of a run have in common. Clones are the same.
+/// What the workers of a run do.
+#[derive(Debug, Copy, Clone)]
+pub struct Load {
+    /// They rest up to this long between operations.
+    pub think: Duration,
+    /// Most of them happen in the first so many blocks.
+    pub busy_blocks: u64,
+    /// Blocks of one operation, at most.
+    pub longest: u64,
+    /// Of a hundred operations so many are writes.
+    pub writes: u64,
+    /// And so many flushes.
+    pub flushes: u64,
+}
+
+impl Load {
+    /// As the seed has it.
+    #[must_use]
+    pub fn draw(rng: &mut SeededRng, blocks: u64) -> Self {
+        Self {
+            think: Duration::from_millis(1 + rng.below(200)),
+            busy_blocks: one_of(rng, &[8, 32, blocks, blocks]),
+            longest: one_of(rng, &[1, 4, 16, 16]),
+            writes: 20 + rng.below(60),
+            flushes: rng.below(6),
+        }
+    }
+}
+
+/// What the hosts of a volume have in common. Clones are the same.
 #[derive(Clone)]
 pub struct Workload {
     inner: Rc<Inner>,
@@ -30,34 +60,38 @@ pub struct Workload {
 
 struct Inner {
     time: VirtualTime,
+    load: Load,
     model: Model,
-    /// One writer per block at a time.
-    writers: KeyedLocks<u64>,
     blocks: u64,
     operations: Cell<u64>,
     stopping: Cell<bool>,
-    running: Cell<usize>,
+    /// Workers that have not ended, by host.
+    running: RefCell<Vec<usize>>,
     failure: RefCell<Option<HostFailure>>,
-    think: Duration,
 }
 
 impl Workload {
-    /// Work on the first `blocks` blocks of a volume, by at most `workers` workers that rest up to `think` between operations.
+    /// Work on the first `blocks` blocks of a volume, by `hosts` hosts.
     #[must_use]
-    pub fn new(time: &VirtualTime, blocks: u64, workers: usize, think: Duration) -> Self {
+    pub fn new(time: &VirtualTime, load: Load, model: Model, blocks: u64, hosts: usize) -> Self {
         Self {
             inner: Rc::new(Inner {
                 time: time.clone(),
-                model: Model::new(usize::try_from(blocks).expect("small")),
-                writers: KeyedLocks::new(workers * 16),
+                load,
+                model,
                 blocks,
                 operations: Cell::new(0),
                 stopping: Cell::new(false),
-                running: Cell::new(0),
+                running: RefCell::new(vec![0; hosts]),
                 failure: RefCell::new(None),
-                think,
             }),
         }
+    }
+
+    /// What is known about the volume.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.inner.model
     }
 
     /// Operations done.
@@ -80,77 +114,90 @@ impl Workload {
     /// Workers that have not ended.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.inner.running.get()
+        self.inner.running.borrow().iter().sum()
     }
 
-    /// Counts a worker that is about to be spawned.
-    pub fn enlist(&self) {
-        self.inner.running.set(self.inner.running.get() + 1);
+    /// Counts a worker of a host that is about to be spawned.
+    pub fn enlist(&self, host: usize) {
+        self.inner.running.borrow_mut()[host] += 1;
     }
 
-    fn fail(&self, failure: HostFailure) {
-        self.inner.failure.borrow_mut().get_or_insert(failure);
+    /// The host's workers are no more.
+    pub fn host_died(&self, host: usize) {
+        self.inner.running.borrow_mut()[host] = 0;
     }
 
-    /// One worker.
-    pub async fn work(self, handle: Handle, volume: impl Volume, mut rng: SeededRng) {
-        let inner = &*self.inner;
-        while !inner.stopping.get() && inner.failure.borrow().is_none() {
-            let think = u64::try_from(inner.think.as_nanos()).expect("short");
-            handle.sleep(Duration::from_nanos(rng.below(think + 1))).await;
-            let result = match rng.below(100) {
-                0..50 => self.write(&volume, &mut rng).await,
-                50..98 => {
-                    let at = rng.below(inner.blocks);
-                    let count = 1 + rng.below(16.min(inner.blocks - at));
-                    self.read(&volume, at, count).await
-                }
-                _ => volume.flush().await.map_err(HostFailure::Failed),
-            };
-            match result {
-                Ok(()) => inner.operations.set(inner.operations.get() + 1),
-                Err(failure) => self.fail(failure),
-            }
+    /// One worker of a host: it works as `rng` has it until it is to stop, or without one reads everything once.
+    pub async fn run(self, host: usize, handle: Handle, volume: Initiator<SimProvider>, rng: Option<SeededRng>) {
+        let result = match volume.attach().await {
+            Err(error) => Err(HostFailure::Failed(error)),
+            Ok(()) => match rng {
+                Some(rng) => self.work(&handle, &volume, rng).await,
+                None => self.read_all(&volume).await,
+            },
+        };
+        if let Err(failure) = result {
+            self.inner.failure.borrow_mut().get_or_insert(failure);
         }
-        inner.running.set(inner.running.get() - 1);
+        self.inner.running.borrow_mut()[host] -= 1;
     }
 
-    /// Reads everything once: for the end of a run, when nothing is being written.
-    pub async fn read_all(self, volume: impl Volume) {
+    async fn work(&self, handle: &Handle, volume: &impl Volume, mut rng: SeededRng) -> Result<(), HostFailure> {
+        let inner = &*self.inner;
+        let load = inner.load;
+        while !inner.stopping.get() {
+            handle.sleep(up_to(&mut rng, load.think)).await;
+            let blocks = if rng.one_in(8) { inner.blocks } else { load.busy_blocks };
+            let at = rng.below(blocks);
+            let count = 1 + rng.below(load.longest.min(blocks - at));
+            match rng.below(100) {
+                dice if dice < load.writes => self.write(volume, at, count).await?,
+                dice if dice < load.writes + load.flushes => self.flush(volume).await?,
+                _ => self.read(volume, at, count).await?,
+            }
+            inner.operations.set(inner.operations.get() + 1);
+        }
+        Ok(())
+    }
+
+    async fn read_all(&self, volume: &impl Volume) -> Result<(), HostFailure> {
         let blocks = self.inner.blocks;
         for at in (0..blocks).step_by(16) {
-            if let Err(failure) = self.read(&volume, at, 16.min(blocks - at)).await {
-                self.fail(failure);
-            }
+            self.read(volume, at, 16.min(blocks - at)).await?;
         }
-        self.inner.running.set(self.inner.running.get() - 1);
+        Ok(())
     }
 
-    async fn write(&self, volume: &impl Volume, rng: &mut SeededRng) -> Result<(), HostFailure> {
+    async fn write(&self, volume: &impl Volume, at: u64, count: u64) -> Result<(), HostFailure> {
         let inner = &*self.inner;
-        let at = rng.below(inner.blocks);
-        let longest = if rng.one_in(4) { 16 } else { 2 };
-        let count = (1 + rng.below(longest)).min(inner.blocks - at);
-        // Locks are taken in address order by everybody, so nobody waits in a circle.
-        let mut turns = Vec::new();
-        for block in at..at + count {
-            turns.push(inner.writers.lock(block).await);
-        }
-        let Some(frames) = volume.pool().try_take(usize::try_from(count).expect("small"), 0) else { return Ok(()) };
-        let writes: Vec<u64> = (at..at + count).map(|block| inner.model.issue(block)).collect();
-        for (index, (block, write)) in (at..).zip(&writes).enumerate() {
-            frames.write(index, &contents(block, *write)[..]);
+        let Some(frames) = take(volume, count) else { return Ok(()) };
+        let begun = inner.time.now();
+        let writes: Vec<(u64, u64)> = (at..at + count).map(|block| (block, inner.model.issue(block, begun))).collect();
+        for (index, (block, write)) in writes.iter().enumerate() {
+            frames.write(index, &contents(*block, *write)[..]);
         }
         volume.write_gather(Lba(at), &frames).await.map_err(HostFailure::Failed)?;
-        for (block, write) in (at..).zip(&writes) {
-            inner.model.acknowledge(block, *write, inner.time.now());
+        let mut bytes = Box::new([0; FRAME_BYTES]);
+        for (index, (block, write)) in writes.iter().enumerate() {
+            inner.model.acknowledge(*block, *write, inner.time.now()).map_err(HostFailure::Violation)?;
+            frames.read(index, &mut bytes[..]);
+            if bytes != contents(*block, *write) {
+                return Err(HostFailure::Violation(Violation::HostMemory { block: *block }));
+            }
         }
+        Ok(())
+    }
+
+    async fn flush(&self, volume: &impl Volume) -> Result<(), HostFailure> {
+        let begun = self.inner.time.now();
+        volume.flush().await.map_err(HostFailure::Failed)?;
+        self.inner.model.flushed(begun);
         Ok(())
     }
 
     async fn read(&self, volume: &impl Volume, at: u64, count: u64) -> Result<(), HostFailure> {
         let inner = &*self.inner;
-        let Some(frames) = volume.pool().try_take(usize::try_from(count).expect("small"), 0) else { return Ok(()) };
+        let Some(frames) = take(volume, count) else { return Ok(()) };
         let from = inner.time.now();
         let frames = volume.read_scatter(Lba(at), frames).await.map_err(HostFailure::Failed)?;
         let to = inner.time.now();
@@ -161,4 +208,9 @@ impl Workload {
         }
         Ok(())
     }
+}
+
+/// Frames for an operation. `None`: all are in use or in quarantine.
+fn take(volume: &impl Volume, count: u64) -> Option<Pinned> {
+    volume.pool().try_take(usize::try_from(count).expect("operations are short"))
 }

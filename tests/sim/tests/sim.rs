@@ -1,33 +1,51 @@
 //! The array in virtual time: seeds that must hold, the same run twice, and rules broken on purpose.
 
 use dyad_sim::faults::FaultKinds;
+use dyad_sim::timeline::Detail;
 use dyad_sim::{SimOptions, run};
 
 fn options(seed: u64, faults: FaultKinds) -> SimOptions {
-    SimOptions { seed, operations: 1000, faults, timeline: false }
+    SimOptions { seed, pairs: 1, operations: 1000, faults, detail: Detail::None }
 }
 
 #[cfg(not(feature = "mutations"))]
 mod rules {
     use super::*;
 
+    /// Runs the seeds; returns how many faults there were.
+    fn hold(seeds: impl Iterator<Item = u64>, pairs: usize) -> u64 {
+        let mut faults = 0;
+        for seed in seeds {
+            let outcome = run(SimOptions { pairs, ..options(seed, FaultKinds::ALL) });
+            assert_eq!(outcome.failure, None, "dyad sim --seed {seed} --directors {}", pairs * 2);
+            faults += outcome.faults;
+        }
+        faults
+    }
+
     #[test]
     fn without_faults_everything_is_read_back() {
         for seed in 0..10 {
             let outcome = run(options(seed, FaultKinds::NONE));
             assert_eq!(outcome.failure, None, "dyad sim --seed {seed} --faults none");
+            assert_eq!(outcome.faults, 0);
         }
     }
 
+    // In two parts, which run side by side.
     #[test]
-    fn every_acknowledged_write_survives_crashes_pauses_and_cuts() {
-        let mut faults = 0;
-        for seed in 0..100 {
-            let outcome = run(options(seed, FaultKinds::ALL));
-            assert_eq!(outcome.failure, None, "dyad sim --seed {seed}");
-            faults += outcome.faults;
-        }
-        assert!(faults > 100, "only {faults} faults in 100 seeds: nothing was tested");
+    fn even_seeds_survive_all_faults() {
+        assert!(hold((0..200).step_by(2), 1) > 1000);
+    }
+
+    #[test]
+    fn odd_seeds_survive_all_faults() {
+        assert!(hold((1..200).step_by(2), 1) > 1000);
+    }
+
+    #[test]
+    fn sixteen_directors_survive_all_faults() {
+        assert!(hold(0..4, 8) > 100);
     }
 
     #[test]
@@ -45,7 +63,7 @@ mod mutations {
     use super::*;
 
     /// Seeds within which each broken rule must be found.
-    const SEEDS: u64 = 100;
+    const SEEDS: u64 = 200;
 
     #[test]
     fn every_broken_rule_is_found() {
