@@ -4,7 +4,7 @@
 //! Manifests are read line by line, in the plain form that the rules demand: a section in brackets, then `key = value`.
 //! A dependency in any other form than the workspace's is refused, so none escapes by being written differently.
 
-use super::tree::Tree;
+use super::tree::{File, Tree};
 use super::{Place, Violation};
 
 /// Every package, from the ground up: it may import only those before it. DESIGN 2 gives the floors; on one floor,
@@ -59,6 +59,14 @@ fn package_name(text: &str) -> Option<&str> {
     entries(text).find(|e| e.section == "package" && e.key == "name").map(|e| e.value.trim_matches('"'))
 }
 
+/// The workspace's packages, by name. A package below that is a workspace of its own (fuzz targets are, as cargo-fuzz
+/// wants it) inherits nothing, and nothing here is built from it.
+fn packages(tree: &Tree) -> impl Iterator<Item = (&str, &File)> {
+    let of_its_own = |file: &File| file.text.lines().any(|line| line.trim() == "[workspace]");
+    let ours = tree.manifests().filter(move |(directory, file)| directory.is_empty() || !of_its_own(file));
+    ours.filter_map(|(_, file)| Some((package_name(&file.text)?, file)))
+}
+
 /// `name.workspace = true` and `name = { workspace = true, .. }` are dependencies named `name`.
 fn dependency_name(key: &str) -> &str {
     key.split('.').next().unwrap_or(key)
@@ -66,8 +74,7 @@ fn dependency_name(key: &str) -> &str {
 
 pub(super) fn floors(tree: &Tree) -> Vec<Violation> {
     let mut found = Vec::new();
-    for (_, file) in tree.manifests() {
-        let Some(package) = package_name(&file.text) else { continue };
+    for (package, file) in packages(tree) {
         let Some(floor) = FLOORS.iter().position(|name| *name == package) else {
             let place = Place { path: &file.path, line: 1 };
             found.push(place.breaks(format!("`{package}` has no floor in FLOORS in xtask/src/tidy/manifest.rs")));
@@ -96,11 +103,8 @@ const INHERITED: &[(&str, &str)] = &[
 
 pub(super) fn inheritance(tree: &Tree) -> Vec<Violation> {
     let mut found = Vec::new();
-    for (_, file) in tree.manifests() {
+    for (_, file) in packages(tree) {
         let place = |line| Place { path: &file.path, line };
-        if package_name(&file.text).is_none() {
-            continue;
-        }
         for (section, key) in INHERITED {
             let says = |e: Entry<'_>| (e.section, e.key, e.value) == (section, key, "true");
             if !entries(&file.text).any(says) {
@@ -164,6 +168,15 @@ mod tests {
     #[test]
     fn a_package_without_a_floor_is_found() {
         assert_eq!(broken(floors, "[package]\nname = \"dyad-engine\"\n"), [1]);
+    }
+
+    #[test]
+    fn a_workspace_of_its_own_inherits_nothing() {
+        let fuzz = "[package]\nname = \"fuzz\"\n[dependencies]\nlibfuzzer-sys = \"0.4\"\n[workspace]\n";
+        assert_eq!(broken(floors, fuzz), [0; 0]);
+        assert_eq!(broken(inheritance, fuzz), [0; 0]);
+        let root = Tree::of(&[("Cargo.toml", fuzz)]);
+        assert_eq!(floors(&root).len(), 1, "the root's is the workspace");
     }
 
     #[test]
