@@ -10,7 +10,7 @@ use clap::Subcommand;
 use dyad_backend::bench::Load;
 use dyad_backend::block::BlockDevice;
 use dyad_backend::device::{Device, DeviceInfo};
-use dyad_backend::driver::{Driver, Options, block_on};
+use dyad_backend::driver::{Driver, block_on};
 use dyad_backend::vfio_user::VfioUserFunction;
 use dyad_matrix::Memory;
 use dyad_matrix::memory::HugePages;
@@ -69,7 +69,7 @@ fn with_device(
     let function = VfioUserFunction::connect(addr).map_err(|error| format!("{}: {error}", addr.display()))?;
     // A Host Identifier of its own: a director's registration at this port is not touched.
     let handle = executor.handle();
-    let attached = Driver::attach_with(function, &handle, *b"dyad device tool", Options::default());
+    let attached = Driver::attach(function, &handle, *b"dyad device tool");
     let driver = block_on(&executor, || 0, attached).map_err(|error| format!("{}: {error}", addr.display()))?;
     nvme(&executor, &driver)
 }
