@@ -57,7 +57,11 @@ fn devices_that_are_none_say_what_is_wrong_with_them() {
     let small = dir.path().join("small");
     std::fs::write(&small, [0; 100]).unwrap();
     let missing = dir.path().join("missing");
-    for (path, word) in [(missing.as_path(), "No such file"), (dir.path(), "neither a file nor a block device"), (&small, "truncate -s")] {
+    for (path, word) in [
+        (missing.as_path(), "No such file"),
+        (dir.path(), "neither a file nor a block device"),
+        (&small, "truncate -s"),
+    ] {
         let output = dyad(&["device", "probe", path.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains(word), "{}", stderr(&output));
@@ -85,7 +89,8 @@ fn a_shelf_serves_devices_that_can_be_probed_and_measured() {
         .unwrap();
     let output = std::io::BufReader::new(child.stdout.take().unwrap());
     let _shelf = Shelf(child);
-    let said: Vec<_> = std::io::BufRead::lines(output).map_while(Result::ok).take_while(|line| line != "ready").collect();
+    let said: Vec<_> =
+        std::io::BufRead::lines(output).map_while(Result::ok).take_while(|line| line != "ready").collect();
     assert!(said.iter().any(|line| line.ends_with("disk0.port1.sock")), "{said:?}");
 
     let port = dir.path().join("disk0.port1.sock");
