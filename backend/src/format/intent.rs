@@ -5,7 +5,8 @@
 //! q + 1 + payload blocks ([`next`]: no record goes around the end). A record of which a block is missing was never complete, and none of the
 //! writes that it covers had begun.
 //!
-//! **Partial parity.** A write of a part of a stripe changes data and parity apart. If a crash comes between and a member fails too, what that member held of the
+//! **Partial parity.** A write of a part of a stripe changes data and parity apart. If a crash comes between and a member fails too, what that
+//! member held of the
 //! stripe's *other* data could not be made again. So the record has, for every row that is written, the parity of the data that is not: with it and the
 //! data that is left, every block that the write did not touch comes back, whatever of the write was done.
 //!
@@ -73,6 +74,15 @@ pub struct Run {
     pub first: usize,
     /// One for each block.
     pub guards: heapless::Vec<Guard, RUN_MAX>,
+}
+
+impl Run {
+    /// The guard that it gives a block.
+    #[must_use]
+    pub fn guard(&self, stripe: u64, member: usize, row: u64) -> Option<Guard> {
+        let at = usize::try_from(row).ok()?.checked_sub(self.first)?;
+        if (stripe, member) == (self.stripe, self.member) { self.guards.get(at).copied() } else { None }
+    }
 }
 
 /// A record in the making.
