@@ -176,8 +176,8 @@ pub struct ReservationReport {
 /// - after a reservation conflict nothing of the command was done;
 /// - `submit` allocates nothing and blocks never.
 pub trait Device: Clone + 'static {
-    /// Resolves when the command is done. Dropping it abandons the result, not the command.
-    type Completion: Future<Output = Result<(), DeviceError>>;
+    /// Resolves when the command is done. Dropping it abandons the result, not the command. It may be moved between polls.
+    type Completion: Future<Output = Result<(), DeviceError>> + Unpin;
 
     /// What it is.
     fn info(&self) -> DeviceInfo;

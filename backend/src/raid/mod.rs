@@ -1,4 +1,6 @@
-//! RAID groups: several devices of a pair that are one space of blocks and outlive some of them. Now: RAID 1.
+//! RAID groups: several devices of a pair that are one space of blocks and outlive some of them.
+//!
+//! [`Group`] is every level, with intent log and guards on the devices; [`Raid1`] is what directors use until they open groups: legs without either.
 //!
 //! What every level promises to the cache above:
 //!
@@ -7,16 +9,18 @@
 //! - A write that succeeded is on every device of the group but those that are **on record** as failed ([`Raid1::failing`]). So whoever assembles the group
 //!   later, here or at the partner, from the same record, reads it back.
 //! - A write that failed, and one that a crash cut short, may be there in part, on some devices, block by block. It is the cache's to write it again: **the
-//!   dirty slots, mirrored in both directors, are the intent log for now** (PROTOCOLS 7.2 comes with the guard table). Legs differ only where a slot is still
+//!   dirty slots, mirrored in both directors, are the intent log of [`Raid1`]**. Legs differ only where a slot is still
 //!   dirty in a survivor. Where no survivor has it (a director that was alone died in the middle of a write), the new home reads and writes back
 //!   the whole group before it serves.
 //! - [`GroupError::Fenced`] means that somebody else is the home (PROTOCOLS 5.3): stop.
 //! - After start nothing allocates. Waiting for queue room is first come, first served, per device.
 
 pub mod geometry;
+pub mod group;
 mod join;
 mod raid1;
 
+pub use group::Group;
 pub use raid1::{Counters, LEGS_MAX, NewGroupError, Raid1};
 
 /// What a group can do now.

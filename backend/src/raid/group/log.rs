@@ -1,0 +1,254 @@
+//! The intent log at work: batches, the ring, and settling.
+//!
+//! Whoever has runs to add puts them into the record in the making. One of them, the *leader*, closes it and writes it to all members that keep the
+//! log, while the next record fills; the others wait until theirs is durable. When the ring has no room the leader first *settles*: all guards that
+//! changed are written, and records of writes that have ended are needed no more. Every write has gone to media before it ends, so nothing else is waited for.
+
+use std::cell::RefCell;
+
+use dyad_matrix::Segment;
+use dyad_nvme::types::{BLOCK_BYTES, BlockCount, Lba};
+
+use super::members::{Op, Ops};
+use super::stripe::Runs;
+use super::{BLOCK_LEN, Group, GroupError, joined, push};
+use crate::device::{Device, DeviceError};
+use crate::format::intent::{self, Record, Run};
+use crate::format::seal::Seal;
+use crate::format::{Block, guard};
+
+/// Most payload blocks of one record: those of one stripe with two parities.
+const PAYLOAD_MAX: usize = 32;
+
+/// Blocks of one command of the log.
+const COMMAND_BLOCKS: u64 = 16;
+
+pub(super) struct Log {
+    /// The record in the making.
+    pending: Record,
+    /// Its payload, block by block.
+    payload: heapless::Vec<Segment, PAYLOAD_MAX>,
+    /// The payload of the record that the leader writes.
+    leading: heapless::Vec<Segment, PAYLOAD_MAX>,
+    /// The number of the record in the making: records are counted here, not blocks.
+    making: u64,
+    /// Records below this number are durable.
+    durable: u64,
+    /// Somebody is the leader.
+    led: bool,
+    /// The first sequence that is free.
+    next: u64,
+    /// Records from this sequence on are needed.
+    oldest: u64,
+    /// Writes that have not ended: the sequence of their record, once it has one.
+    open: Vec<(u64, Option<u64>)>,
+    ring: u64,
+    broken: Option<GroupError>,
+}
+
+impl Log {
+    /// The ring is empty; records begin at `next`. At most `writers` are open at one time.
+    pub(super) fn new(next: u64, ring: u64, writers: usize) -> Self {
+        Self {
+            pending: Record::default(),
+            payload: heapless::Vec::new(),
+            leading: heapless::Vec::new(),
+            making: 0,
+            durable: 0,
+            led: false,
+            next,
+            oldest: next,
+            open: Vec::with_capacity(writers),
+            ring,
+            broken: None,
+        }
+    }
+
+    fn try_add(&mut self, runs: &[Run], payload: &[Segment]) -> Option<u64> {
+        if self.payload.len() + payload.len() > PAYLOAD_MAX || self.pending.add(runs).is_err() {
+            return None;
+        }
+        self.payload.extend(payload.iter().copied());
+        self.open.push((self.making, None));
+        Some(self.making)
+    }
+
+    /// What the next record needs from the ring, and whether it is free.
+    fn has_room(&self) -> bool {
+        let payload = self.pending.payload();
+        let sequence = intent::next(self.next, payload, self.ring);
+        sequence + 1 + u64::from(payload) - self.oldest <= self.ring
+    }
+
+    fn settled_to(&self) -> u64 {
+        self.open.iter().filter_map(|(_, sequence)| *sequence).min().unwrap_or(self.next)
+    }
+}
+
+/// An intent that is durable. The write that it covers ends with [`Group::end`].
+#[derive(Debug)]
+pub(super) struct Intent(u64);
+
+impl<D: Device> Group<D> {
+    /// Makes the intent durable. The payload's blocks stay as they are until then.
+    ///
+    /// # Errors
+    /// `Fenced`, or `Lost`: nothing may be written.
+    pub(super) async fn intend(&self, runs: &RefCell<Runs>, payload: &[Segment]) -> Result<Intent, GroupError> {
+        let number = loop {
+            let seen = self.0.log_changed.generation();
+            let added = self.0.log.borrow_mut().try_add(&runs.borrow(), payload);
+            match added {
+                Some(number) => break number,
+                None => self.lead_or_wait(seen).await,
+            }
+        };
+        loop {
+            let seen = self.0.log_changed.generation();
+            let (durable, broken) = {
+                let log = self.0.log.borrow();
+                (log.durable > number, log.broken)
+            };
+            match (durable, broken) {
+                (true, _) => return Ok(Intent(number)),
+                (false, Some(error)) => return Err(error),
+                (false, None) => self.lead_or_wait(seen).await,
+            }
+        }
+    }
+
+    /// The write is over: on media, with its guards in the table.
+    pub(super) fn end(&self, intent: Intent) {
+        let mut log = self.0.log.borrow_mut();
+        let at = log.open.iter().position(|(number, _)| *number == intent.0).expect("an intent ends once");
+        log.open.swap_remove(at);
+        drop(log);
+        self.0.log_changed.notify_all();
+    }
+
+    async fn lead_or_wait(&self, seen: u64) {
+        if self.0.log.borrow().led {
+            self.0.log_changed.changed_since(seen).await;
+            return;
+        }
+        self.0.log.borrow_mut().led = true;
+        let led = self.lead().await;
+        {
+            let mut log = self.0.log.borrow_mut();
+            log.led = false;
+            if let Err(error) = led {
+                log.broken = Some(error);
+            }
+        }
+        self.0.log_changed.notify_all();
+    }
+
+    async fn lead(&self) -> Result<(), GroupError> {
+        loop {
+            let seen = self.0.log_changed.generation();
+            if self.0.log.borrow().has_room() {
+                break;
+            }
+            self.settle().await?;
+            if !self.0.log.borrow().has_room() {
+                self.0.log_changed.changed_since(seen).await;
+            }
+        }
+        let (sequence, blocks) = {
+            let mut log = self.0.log.borrow_mut();
+            let log = &mut *log;
+            let mut record = std::mem::take(&mut log.pending);
+            std::mem::swap(&mut log.leading, &mut log.payload);
+            log.payload.clear();
+            let sequence = intent::next(log.next, record.payload(), log.ring);
+            let block = record.close(self.0.id, sequence, log.oldest, self.0.epoch, log.ring);
+            self.0.work.write(self.record_place().offset, block).expect("our own memory");
+            log.next = sequence + 1 + u64::from(record.payload());
+            for (_, open) in log.open.iter_mut().filter(|(number, _)| *number == log.making) {
+                *open = Some(sequence);
+            }
+            log.making += 1;
+            (sequence, log.next - sequence)
+        };
+        let ring = self.0.log.borrow().ring;
+        let mut ops = Ops::new();
+        for member in self.live().take(self.0.geometry.tolerated() + 1) {
+            for from in (0..blocks).step_by(16) {
+                let lba = Lba(self.0.layout.intent.start.0 + sequence % ring + from);
+                push(&mut ops, Op { member, lba, write: true, blocks: (blocks - from).min(COMMAND_BLOCKS), from });
+            }
+        }
+        let block = |at: u64| match at.checked_sub(1) {
+            None => self.record_place(),
+            Some(at) => self.0.log.borrow().leading[usize::try_from(at).expect("below 32")],
+        };
+        let outcomes = self.run(&ops, |op| joined((op.from..op.from + op.blocks).map(block))).await;
+        self.durable_somewhere(&ops, &outcomes)?;
+        let mut log = self.0.log.borrow_mut();
+        log.durable = log.making;
+        Ok(())
+    }
+
+    /// Writes all guards that changed; then the records of writes that have ended are needed no more.
+    pub(super) async fn settle(&self) -> Result<(), GroupError> {
+        let upto = self.0.log.borrow().settled_to();
+        loop {
+            let Some((member, table)) = self.0.table.borrow().next_dirty() else { break };
+            let mut ops = Ops::new();
+            let mut places = heapless::Vec::<_, 4>::new();
+            places.extend(guard::copies(self.0.geometry, self.0.layout, member, table as u64));
+            places.sort_unstable_by_key(|place| place.member);
+            for (copy, place) in places.iter().enumerate() {
+                if self.is_live(place.member) {
+                    let op = Op { member: place.member, lba: place.lba, write: true, blocks: 1, from: copy as u64 };
+                    push(&mut ops, op);
+                }
+            }
+            {
+                let mut table_guards = self.0.table.borrow_mut();
+                let (sequence, guards) = table_guards.clean(member, table);
+                for (copy, place) in places.iter().enumerate() {
+                    let mut block: Block = [0; BLOCK_BYTES];
+                    let seal = Seal { group: self.0.id, sequence, place: place.place };
+                    guard::encode(&mut block, &seal, member, guards);
+                    self.0.work.write(self.table_place(copy as u64).offset, &block).expect("our own memory");
+                }
+            }
+            if ops.is_empty() {
+                continue;
+            }
+            let outcomes = self.run(&ops, |op| joined([self.table_place(op.from)].into_iter())).await;
+            self.durable_somewhere(&ops, &outcomes)?;
+        }
+        self.0.log.borrow_mut().oldest = upto;
+        Ok(())
+    }
+
+    /// At least one member has what was written to all of `ops`.
+    fn durable_somewhere(&self, ops: &Ops, outcomes: &super::members::Outcomes) -> Result<(), GroupError> {
+        let whole = |member: usize| {
+            let mut of_member = ops.iter().zip(outcomes).filter(|(op, _)| op.member == member);
+            of_member.all(|(_, outcome)| outcome.is_ok())
+        };
+        let somewhere = ops.iter().any(|op| whole(op.member));
+        match self.judge_writes(ops, outcomes) {
+            Err(GroupError::Fenced) => Err(GroupError::Fenced),
+            _ if somewhere && !outcomes.contains(&Err(DeviceError::Rejected)) => Ok(()),
+            _ => Err(GroupError::Lost),
+        }
+    }
+
+    fn record_place(&self) -> Segment {
+        self.tail(0)
+    }
+
+    fn table_place(&self, copy: u64) -> Segment {
+        self.tail(1 + copy)
+    }
+
+    /// Blocks behind the work areas.
+    pub(super) fn tail(&self, at: u64) -> Segment {
+        let offset = self.0.work.len() - BlockCount(super::TAIL_BLOCKS - at).bytes();
+        Segment { memory: self.0.work.id(), offset, len: BLOCK_LEN }
+    }
+}
