@@ -355,7 +355,10 @@ impl<D: Device, P: Provider> Cache<D, P> {
         if inner.authority.regime() == Regime::Elsewhere {
             return Err(CacheError::NotHome);
         }
-        let pinned = self.take_frames(range.count(), deadline).await?;
+        let pinned = match self.pin_if_present(range).filter(|_| is_active(Mutation::FetchOverAcknowledged)) {
+            Some(present) => present,
+            None => self.take_frames(range.count(), deadline).await?,
+        };
         host.fetch(&pinned.segments()).await?;
         let crcs: heapless::Vec<u32, TRACK_BLOCKS> =
             pinned.frames().iter().map(|frame| inner.pool.crc(*frame)).collect();
@@ -364,10 +367,14 @@ impl<D: Device, P: Provider> Cache<D, P> {
         let _turn = self.turn(range.track, deadline).await?;
         loop {
             let seen = inner.authority.changes().generation();
+            let applied = inner.outcomes.contains(command) && !is_active(Mutation::ApplyTwice);
+            if applied && is_active(Mutation::RepeatsAreAnsweredByAnybody) {
+                return Ok(());
+            }
             match inner.authority.regime() {
                 // Only a home says that a write was applied: a partner that has the commit record may still lose the epoch, and its
                 // mirror with it, to a home that never had its answer.
-                Regime::Mirrored(_) | Regime::Solo(_) if inner.outcomes.contains(command) => {
+                Regime::Mirrored(_) | Regime::Solo(_) if applied => {
                     self.count(|counters| counters.repeated_writes += 1);
                     return Ok(());
                 }
@@ -408,7 +415,7 @@ impl<D: Device, P: Provider> Cache<D, P> {
         let inner = &*self.inner;
         self.wait_until_readable(deadline).await?;
         let mut from = None;
-        while let Some(track) = self.next_dirty(volume, from) {
+        while let Some(track) = self.next_dirty(volume, from).filter(|_| !is_active(Mutation::FlushBeforeDestage)) {
             self.destage(track).await?;
             from = Some(TrackAddress { volume, track: track.track + 1 });
         }
@@ -472,7 +479,7 @@ impl<D: Device, P: Provider> Cache<D, P> {
         let to = frame.offset();
         dyad_matrix::memory::copy(memory, block.offset, inner.pool.memory(), to, FRAME_BYTES as u64)
             .expect("frames lie in their memories");
-        if inner.pool.crc(frame) != block.crc {
+        if inner.pool.crc(frame) != block.crc && !is_active(Mutation::AdoptWithoutChecking) {
             return self.count(|counters| counters.damaged_blocks += 1);
         }
         inner.pool.hold(frame);

@@ -491,7 +491,9 @@ impl Machine {
         match &mut self.state {
             State::Both { stage, heard, granted_until } => {
                 let record = self.record.expect("a member has read its record");
-                if record.member(self.me.partner()) != from || epoch != record.epoch {
+                if record.member(self.me.partner()) != from
+                    || (epoch != record.epoch && !is_active(Mutation::AnyEpochIsRight))
+                {
                     return;
                 }
                 *heard = now;
@@ -507,7 +509,8 @@ impl Machine {
                     PeerMessage::Heartbeat { .. } => {}
                     // A grant answers a heartbeat of ours: a stamp from the future is nonsense.
                     PeerMessage::Grant { .. } if stamp <= now => {
-                        push(actions, Action::SetLease(stamp + self.timing.lease))
+                        let from = if is_active(Mutation::LeaseFromReceipt) { now } else { stamp };
+                        push(actions, Action::SetLease(from + self.timing.lease));
                     }
                     PeerMessage::Grant { .. } => {}
                 }
@@ -574,7 +577,7 @@ impl Machine {
         match self.state {
             State::Joining => {
                 self.record = Some(record);
-                let named = record.member(self.me) == self.incarnation;
+                let named = record.member(self.me) == self.incarnation || is_active(Mutation::FreshLeavesBoth);
                 if let (true, PairState::Both { home }) = (named, record.state) {
                     assert_eq!(home, self.me.partner(), "a home learns that it is one from its own change");
                     self.state = State::Both {
@@ -617,7 +620,9 @@ impl Machine {
                 self.heartbeat_due = now;
                 push(actions, Action::SetRegime(Regime::Undecided));
                 // A lease that an earlier partner granted says nothing about this one.
-                push(actions, Action::SetLease(Time::ZERO));
+                if !is_active(Mutation::LeaseOutlivesEpoch) {
+                    push(actions, Action::SetLease(Time::ZERO));
+                }
                 self.tick(now, actions);
             }
             State::Deciding => {

@@ -31,6 +31,7 @@ use dyad_matrix::provider::{
 use dyad_matrix::{Memory, Provider};
 use dyad_nvme::types::{BlockCount, Lba};
 use dyad_reactor::executor::Handle;
+use dyad_reactor::mutation::{Mutation, is_active};
 use dyad_reactor::sync::{Inbox, Signal};
 
 use crate::membership::machine::Actions;
@@ -404,7 +405,9 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         let inner = &*self.inner;
         let mut fenced = false;
         loop {
-            if inner.machine.borrow().awaits_settling() && inner.cache.dirty_blocks() == 0 {
+            if inner.machine.borrow().awaits_settling()
+                && (inner.cache.dirty_blocks() == 0 || is_active(Mutation::SettledWhileDirty))
+            {
                 self.event(Event::Settled);
             }
             if inner.authority.is_fenced() && !std::mem::replace(&mut fenced, true) {

@@ -10,6 +10,7 @@ use dyad_cache::{Epoch, MirrorArea, MirrorLink};
 use dyad_matrix::Provider;
 use dyad_matrix::endpoint::TransferError;
 use dyad_matrix::provider::{self, Discriminator, RegionHandle, RequestId, Revocable, ViId};
+use dyad_reactor::mutation::{Mutation, is_active};
 
 use super::hello::Hello;
 use super::{MEMBERSHIP_SERVICE, MIRROR_SERVICE, Node, bytes_of, register_area};
@@ -62,7 +63,9 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         }
         for vi in [Some(peer.membership), peer.mirror].into_iter().flatten() {
             // At once, not when the closing task comes to it: nothing of the partner lands from here on.
-            let _ = self.inner.world.provider.revoke(Revocable::Vi(vi));
+            if !is_active(Mutation::MirrorIsNotRevoked) {
+                let _ = self.inner.world.provider.revoke(Revocable::Vi(vi));
+            }
             assert!(self.inner.closing.try_push(vi).is_ok(), "a link has two VIs");
         }
         if peer.up {
@@ -93,7 +96,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
     }
 
     fn revoke_region(&self, area: &mut Area) {
-        if !std::mem::replace(&mut area.revoked, true) {
+        if !std::mem::replace(&mut area.revoked, true) && !is_active(Mutation::MirrorIsNotRevoked) {
             self.inner
                 .world
                 .provider

@@ -109,6 +109,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
                 Event::CasWon
             }
             Ok(Cas::Lost(_)) => Event::CasLost,
+            Err(_) if is_active(Mutation::UnknownIsWon) => Event::CasWon,
             Err(_) => Event::CasUnknown,
         }
     }
@@ -143,12 +144,14 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
     /// Writes are stopped: what was applied stays what it is until the partner knows all of it.
     async fn quiesce(&self, epoch: Epoch) -> bool {
         let inner = &*self.inner;
-        inner.cache.quiesce().await;
+        if !is_active(Mutation::JoinWithoutQuiescing) {
+            inner.cache.quiesce().await;
+        }
         let Some(link) = self.mirror_link() else { return false };
         let taught = {
             // Its answers come to the link that the cache has.
             inner.cache.set_link(link.clone());
-            inner.cache.teach_outcomes(&link, epoch).await.is_ok()
+            is_active(Mutation::JoinWithoutOutcomes) || inner.cache.teach_outcomes(&link, epoch).await.is_ok()
         };
         if !taught {
             self.close_peer();
@@ -171,13 +174,17 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     async fn take_over(&self, epoch: Epoch, equalise: bool) -> bool {
         let inner = &*self.inner;
-        let devices = if is_active(Mutation::TakeOverWithoutFencing) { Vec::new() } else { self.live_devices().await };
+        let mut devices = self.live_devices().await;
+        if is_active(Mutation::TakeOverWithoutFencing) || is_active(Mutation::FenceOneDevice) {
+            devices.truncate(usize::from(is_active(Mutation::FenceOneDevice)));
+        }
         let result = fence::take_over(&devices, self.key(epoch)).await;
         // Only now can the lost home no longer put a leg on record and acknowledge without it.
         if !self.judge(result).await || !self.leave_out_failed().await {
             return false;
         }
         inner.cache.drop_link();
+        let equalise = equalise && !is_active(Mutation::TakeOverWithoutEqualising);
         if equalise && inner.cache.equalise().await.is_err() {
             return false;
         }

@@ -27,6 +27,7 @@ use dyad_nvme::types::{BlockCount, CommandId, HostId, Lba, NamespaceId};
 use dyad_nvme::{CompletionEntry, SubmissionEntry};
 use dyad_reactor::Time;
 use dyad_reactor::executor::Handle;
+use dyad_reactor::mutation::{Mutation, is_active};
 use dyad_reactor::sync::{Inbox, Permits, Replies, Signal, Ticket};
 
 use crate::volume::{Volume, VolumeError};
@@ -356,7 +357,7 @@ impl<P: Provider> Initiator<P> {
         inner.path.set(None);
         for entry in inner.in_flight.borrow_mut().iter_mut() {
             let Some(lost) = entry.take_if(|entry| entry.vi == path.vi) else { continue };
-            if let Some(frames) = lost.frames.filter(|_| !process_dead) {
+            if let Some(frames) = lost.frames.filter(|_| !process_dead && !is_active(Mutation::LentBuffersAreReused)) {
                 inner.quarantine.borrow_mut().push(Quarantined { path, frames });
             }
             let _ = inner.replies.complete(lost.ticket, None);
