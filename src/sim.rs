@@ -1,9 +1,10 @@
 //! `dyad sim`: seeds of the simulator, one with its story or many with their sum.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use clap::Args;
+use dyad_reactor::{BootClock, Clock};
 use dyad_sim::faults::{Fault, FaultKinds};
 use dyad_sim::timeline::Detail;
 use dyad_sim::{Outcome, SimOptions};
@@ -50,7 +51,7 @@ fn parse_faults(text: &str) -> Result<FaultKinds, String> {
 
 /// Runs them; fails if one seed fails.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
-    let started = Instant::now();
+    let started = BootClock.now();
     let (first, seeds) = match arguments.seconds {
         Some(_) => (new_seed(), u64::MAX),
         None => (arguments.seed, arguments.seeds),
@@ -67,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
             println!("seed {seed}: trace {:016x}", outcome.trace_hash);
         }
         sum.add(&outcome);
-        if arguments.seconds.is_some_and(|seconds| started.elapsed() >= Duration::from_secs(seconds)) {
+        if arguments.seconds.is_some_and(|seconds| BootClock.now().since(started) >= Duration::from_secs(seconds)) {
             break;
         }
     }
@@ -77,7 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         sum.operations,
         sum.faults,
         sum.virtual_time.as_secs_f64(),
-        started.elapsed().as_secs_f64()
+        BootClock.now().since(started).as_secs_f64()
     );
     ExitCode::SUCCESS
 }
@@ -105,8 +106,9 @@ fn options(arguments: &Arguments, seed: u64, detail: Detail) -> SimOptions {
 }
 
 /// Larger than all that were new before.
+#[expect(clippy::disallowed_types, reason = "only which seeds are tried hangs on it, and they are printed")]
 fn new_seed() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or_default()
 }
 
