@@ -4,6 +4,7 @@
 //! Logic above sees one trait, [`Provider`]; which transport lies behind it is decided where the process starts.
 
 pub mod bench;
+pub mod class;
 pub mod conformance;
 pub mod endpoint;
 pub mod frames;
@@ -11,6 +12,7 @@ pub mod memory;
 pub mod provider;
 pub mod shm;
 pub mod sim;
+pub mod transfer;
 
 mod completion;
 mod descriptor;

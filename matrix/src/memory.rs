@@ -19,6 +19,7 @@
 #![allow(unsafe_code)] // the room that owns mappings: raw pointers into them are made and used here only
 
 mod bytes;
+mod numa;
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -30,7 +31,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mlock, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, munmap};
 use nix::unistd::ftruncate;
 
 /// The size of a huge page (x86-64 and the 4 KiB granule of arm64).
@@ -160,34 +161,60 @@ impl Memory {
     }
 
     /// Zeroed memory that can be handed to other processes: a memfd, populated, locked where the limit allows
-    /// ([`Self::locked`]), sealed against any change of its length. `name` shows in `/proc`.
+    /// ([`Self::locked`]), sealed against any change of its length. Its pages come from the NUMA node that the calling
+    /// thread runs on. `name` shows in `/proc`.
     ///
     /// # Errors
     /// [`MapError::Empty`], [`MapError::Os`].
     pub fn shared(name: &str, len: usize, huge_pages: HugePages) -> Result<Self, MapError> {
-        let len = len as u64;
+        Self::memfd(name, len, huge_pages, Placement::Local)
+    }
+
+    /// As [`Self::shared`], with pages from all NUMA nodes in turn: for memory that reactors on several nodes use alike.
+    ///
+    /// # Errors
+    /// As [`Self::shared`].
+    pub fn interleaved(name: &str, len: usize, huge_pages: HugePages) -> Result<Self, MapError> {
+        Self::memfd(name, len, huge_pages, Placement::Interleave)
+    }
+
+    fn memfd(name: &str, len: usize, huge_pages: HugePages, placement: Placement) -> Result<Self, MapError> {
         if huge_pages == HugePages::IfAvailable
-            && let Ok(memory) = Self::memfd(name, len, true)
+            && let Ok(memory) = Self::memfd_of(name, len as u64, true, placement)
         {
             return Ok(memory);
         }
-        Self::memfd(name, len, false)
+        Self::memfd_of(name, len as u64, false, placement)
     }
 
-    fn memfd(name: &str, len: u64, huge_pages: bool) -> Result<Self, MapError> {
+    fn memfd_of(name: &str, len: u64, huge_pages: bool, placement: Placement) -> Result<Self, MapError> {
         let file_len = if huge_pages { len.next_multiple_of(HUGE_PAGE) } else { len };
         let mapped = mapped_len(file_len)?;
         let page_size = if huge_pages { MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB } else { MFdFlags::empty() };
-        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | page_size)
-            .map_err(MapError::Os)?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | page_size;
+        let fd = memfd_create(name, flags).map_err(MapError::Os)?;
         ftruncate(&fd, i64::try_from(file_len).map_err(|_| MapError::Os(Errno::EFBIG))?).map_err(MapError::Os)?;
         // SEAL as well, or whoever gets the file could forbid further writable mappings.
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(MapError::Os)?;
-        let start = map_file(&fd, mapped, true, MapFlags::MAP_POPULATE)?;
-        // SAFETY: the range was just mapped. A refusal (RLIMIT_MEMLOCK) is reported, not an error.
-        let locked = unsafe { mlock(start.cast(), mapped.get()) }.is_ok();
-        Ok(Self::new(start, len, mapped, Attributes { fd: Some(fd), writable: true, huge_pages, locked }))
+        let start = map_file(&fd, mapped, true, MapFlags::empty())?;
+        let attributes = Attributes { fd: Some(fd), writable: true, huge_pages, locked: false };
+        let mut mapping = Self::mapping(start, len, mapped, attributes);
+        if placement == Placement::Interleave {
+            // SAFETY: the range was just mapped.
+            unsafe { numa::interleave(start, mapped.get()) }.map_err(MapError::Os)?;
+        }
+        // SAFETY: the range was just mapped, for writing. Populating may fail (no memory, too few huge pages) where
+        // touching would kill.
+        match unsafe { madvise(start.cast(), mapped.get(), MmapAdvise::MADV_POPULATE_WRITE) } {
+            // Linux before 5.14.
+            // SAFETY: as above.
+            Err(Errno::EINVAL) => unsafe { bytes::zero(start.as_ptr(), mapped.get()) },
+            populated => populated.map_err(MapError::Os)?,
+        }
+        // SAFETY: as above. A refusal (RLIMIT_MEMLOCK) is reported, not an error.
+        mapping.locked = unsafe { mlock(start.cast(), mapped.get()) }.is_ok();
+        Ok(Self(Arc::new(mapping)))
     }
 
     /// Maps the first `len` bytes of a file that another process sent. Nothing is believed about it: a file that could
@@ -212,21 +239,16 @@ impl Memory {
     }
 
     fn new(start: NonNull<u8>, len: u64, mapped: NonZeroUsize, attributes: Attributes) -> Self {
+        Self(Arc::new(Self::mapping(start, len, mapped, attributes)))
+    }
+
+    fn mapping(start: NonNull<u8>, len: u64, mapped: NonZeroUsize, attributes: Attributes) -> Mapping {
         static NEXT_ID: AtomicU32 = AtomicU32::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         assert!(id != u32::MAX, "four thousand million memories in one process");
         let Attributes { fd, writable, huge_pages, locked } = attributes;
-        Self(Arc::new(Mapping {
-            id: MemoryId(id),
-            start,
-            len,
-            mapped,
-            fd,
-            writable,
-            huge_pages,
-            locked,
-            copied: AtomicU64::new(0),
-        }))
+        let copied = AtomicU64::new(0);
+        Mapping { id: MemoryId(id), start, len, mapped, fd, writable, huge_pages, locked, copied }
     }
 
     /// Its name in [`Segment`]s.
@@ -498,6 +520,13 @@ impl fmt::Debug for Memory {
             .field("writable", &self.0.writable)
             .finish_non_exhaustive()
     }
+}
+
+/// Where pages come from.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Placement {
+    Local,
+    Interleave,
 }
 
 /// How a memory came about.

@@ -33,6 +33,8 @@
 mod agent;
 mod connection;
 mod control;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod layout;
 #[cfg(all(test, loom))]
 mod loom_model;
@@ -59,6 +61,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use crate::memory::MapError;
 use crate::provider::{Capabilities, ViId};
 use agent::AgentHandle;
+#[cfg(fuzzing)]
+pub use fuzz::fuzz;
 use layout::{Geometry, StatusShape};
 use state::State;
 use status::OwnStatus;
@@ -163,7 +167,7 @@ impl Source for ShmProvider {
     }
 
     fn arm(&mut self) {
-        self.0.state.borrow().status.set_asleep(true);
+        self.0.state.borrow_mut().status.set_asleep(true);
     }
 
     fn disarm(&mut self) {

@@ -23,6 +23,7 @@
 mod fault;
 mod flow;
 mod handshake;
+mod late;
 mod provider;
 mod state;
 #[cfg(test)]
@@ -95,6 +96,9 @@ pub struct FabricConfig {
     pub link: LinkProfile,
     /// One RDMA write in so many is torn; 0 for none.
     pub torn_one_in: u64,
+    /// A stopped node that goes on lands the rest of a write that was revoked meanwhile, without success, as a process on
+    /// shared memory would; its target says so ([`Provider::is_reachable`](crate::Provider::is_reachable)).
+    pub late_writes: bool,
     /// A peer's death is noticed after a random time up to this.
     pub detection_max: Duration,
     /// A cut link breaks reliable connections after this time, and before twice this time.
@@ -111,6 +115,7 @@ impl Default for FabricConfig {
                 nanos_per_kib: 80, // 12.5 GB/s
             },
             torn_one_in: 4,
+            late_writes: false,
             detection_max: Duration::from_millis(20),
             cut_bound: Duration::from_millis(50),
         }

@@ -61,6 +61,19 @@ fn shared_memory_is_one_memory_in_two_places() {
 }
 
 #[test]
+fn interleaved_memory_is_told_to_the_kernel() {
+    let memory = Memory::interleaved("dyad-test", 1 << 20, HugePages::No).unwrap();
+    memory.write(12345, b"anywhere").unwrap();
+    assert_eq!(memory.crc32c(12345, 8), Ok(crc32c::crc32c(b"anywhere")));
+    // A kernel without NUMA has no such file.
+    if let Ok(maps) = std::fs::read_to_string("/proc/self/numa_maps") {
+        let start = format!("{:x} ", memory.as_ptr().as_ptr().addr());
+        let line = maps.lines().find(|line| line.starts_with(&start)).expect("the mapping stands there");
+        assert!(line.contains("interleave"), "{line}");
+    }
+}
+
+#[test]
 fn files_that_could_fault_are_refused() {
     let a = Memory::shared("dyad-test", 4096, HugePages::No).unwrap();
     assert_eq!(Memory::from_fd(clone_fd(&a), 4097, true).unwrap_err(), MapError::TooSmall { held: 4096, needed: 4097 });

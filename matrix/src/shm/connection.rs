@@ -25,6 +25,9 @@ use crate::regions::{LocalUse, Regions, RemoteUse};
 /// Bytes that one RDMA moves before the reactor has its turn again.
 pub(super) const RDMA_STEP: u64 = 256 << 10;
 
+/// So many turns a peer that answers needs not store how far it is: the answer says it.
+const UNTOLD: u8 = 32;
+
 /// A send or RDMA that did not complete yet.
 #[derive(Debug)]
 pub(super) struct SendItem {
@@ -105,8 +108,9 @@ pub(super) struct Link {
     dropping: bool,
     /// Something was published since the last full fence, and the peer may be asleep.
     stirred: bool,
-    /// Entries were taken that the peer was not told of.
-    owes_consumed: bool,
+    /// Turns since entries were taken that the peer was told of only in an entry of ours, which it may not come to see
+    /// while one in front of it waits for a receive; [`UNTOLD`] if it was not told at all.
+    untold: Option<u8>,
 }
 
 impl Link {
@@ -130,7 +134,7 @@ impl Link {
             arrived: 0,
             dropping: false,
             stirred: false,
-            owes_consumed: false,
+            untold: None,
         })
     }
 
@@ -175,10 +179,14 @@ impl Link {
 
     /// Wakes the peer if it sleeps and something happened that it waits for. Once per turn and not per message: the fence
     /// waits until all stores have reached the peer's cache, which is as long as a message takes.
-    pub(super) fn stir(&mut self) {
-        if std::mem::take(&mut self.owes_consumed) {
-            self.consumer.publish();
-            self.stirred = true;
+    pub(super) fn stir(&mut self, before_sleep: bool) {
+        if let Some(turns) = &mut self.untold {
+            *turns += 1;
+            if *turns > UNTOLD || before_sleep {
+                self.untold = None;
+                self.consumer.publish();
+                self.stirred = true;
+            }
         }
         if std::mem::take(&mut self.stirred) && self.peer.is_asleep() {
             socket::ring(&self.doorbell);
@@ -354,7 +362,7 @@ impl Link {
 
     fn pop(&mut self, arrived: &Arrived) {
         self.consumer.pop(arrived);
-        self.owes_consumed = true;
+        self.untold = Some(UNTOLD);
     }
 
     /// Publishes an entry; returns the number of entries so far.
@@ -364,7 +372,7 @@ impl Link {
         fill: impl FnOnce(&Memory, u64) -> Result<(), DescriptorError>,
     ) -> Result<u32, DescriptorError> {
         let end = self.producer.push(header, self.consumer.consumed(), fill)?;
-        self.owes_consumed = false;
+        self.untold = self.untold.map(|_| 0);
         self.stirred = true;
         Ok(end)
     }

@@ -138,7 +138,7 @@ const REGION: RegionHandle = RegionHandle { incarnation: 0, index: 0 };
 fn status() -> (OwnStatus<Words>, PeerStatus<Words>) {
     let places = [SHAPE.region(REGION), SHAPE.vi(VI)].into_iter().flatten();
     let memory = Words::new(places.chain([0]));
-    let own = OwnStatus { memory: memory.clone(), shape: SHAPE };
+    let own = OwnStatus { memory: memory.clone(), shape: SHAPE, asleep: false };
     own.open_vi(VI);
     own.open_region(REGION);
     (own, PeerStatus::new(memory, SHAPE, VI).expect("the VI has a place"))
@@ -151,7 +151,7 @@ fn loom_who_falls_asleep_is_woken_or_finds_the_message() {
         let ring = geometry.ring(Side::Client);
         let mut producer = Producer::new(words.clone(), ring, geometry);
         let mut consumer = Consumer::new(words, ring, geometry);
-        let (own, peer) = status();
+        let (mut own, peer) = status();
         let rung = Arc::new(AtomicBool::new(false));
         let doorbell = Arc::clone(&rung);
         let sender = thread::spawn(move || {

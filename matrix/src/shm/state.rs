@@ -229,11 +229,12 @@ impl State {
 
     /// Sends, completes and receives on one VI; returns how much.
     fn poll_vi(&mut self, vi: ViId) -> usize {
+        let asleep = self.status.asleep;
         let Self { vis, cqs, regions, .. } = self;
         let Some(there) = vis.get_mut(vi.0) else { return 0 };
         if let Some(link) = &mut there.link {
             // For what this turn's poll and tasks do there is the next turn: a reactor polls before it sleeps.
-            link.stir();
+            link.stir(asleep);
         }
         // Receiving comes last: whoever waits for a message waits for nothing else.
         let work =

@@ -12,12 +12,14 @@ use crate::provider::{DescriptorError, RegionHandle, ViId};
 pub(super) struct OwnStatus<M = Memory> {
     pub(super) memory: M,
     pub(super) shape: StatusShape,
+    /// What the word says.
+    pub(super) asleep: bool,
 }
 
 impl OwnStatus {
     pub(super) fn new(shape: StatusShape) -> Result<Self, MapError> {
         let bytes = usize::try_from(shape.bytes()).expect("a status is small");
-        Ok(Self { memory: Memory::shared("dyad-status", bytes, HugePages::No)?, shape })
+        Ok(Self { memory: Memory::shared("dyad-status", bytes, HugePages::No)?, shape, asleep: false })
     }
 }
 
@@ -42,7 +44,8 @@ impl<M: Shared> OwnStatus<M> {
         self.memory.full_fence();
     }
 
-    pub(super) fn set_asleep(&self, asleep: bool) {
+    pub(super) fn set_asleep(&mut self, asleep: bool) {
+        self.asleep = asleep;
         self.memory.put_u32(STATUS_ASLEEP, u32::from(asleep));
         if asleep {
             // What was published before is found by the poll that follows; who publishes later sees the word.

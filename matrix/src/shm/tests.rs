@@ -403,25 +403,3 @@ fn a_peer_receives_nothing_that_is_not_its_own() {
     }
     assert_eq!(texts[1..], ["to be written".to_owned(), "to be read\0\0\0".to_owned()], "the status, then its regions");
 }
-
-proptest::proptest! {
-    /// Whatever stands in a ring, reading it ends, and touches nothing outside.
-    #[test]
-    fn any_bytes_in_a_ring_are_read_safely(words in proptest::collection::vec(proptest::num::u64::ANY, 16), honest: bool) {
-        let channel = Memory::shared("dyad-test", bytes(GEOMETRY.channel_bytes()), HugePages::No).unwrap();
-        let ring = GEOMETRY.ring(Side::Client);
-        for (number, word) in (0_u64..).zip(&words) {
-            // With the right stamp more of it is looked at.
-            let stamp = if honest { word & !0xffff_ffff | (number % 8 + 1) } else { *word };
-            channel.store_u64(ring.entries + number % 8 * 128, stamp).unwrap();
-            channel.store_u64(ring.entries + number % 8 * 128 + 8, word.rotate_left(17)).unwrap();
-        }
-        let mut consumer = super::ring::Consumer::new(channel.clone(), ring, GEOMETRY);
-        for _ in 0..8 {
-            let Ok(Some(arrived)) = consumer.peek() else { break };
-            let end = arrived.payload + u64::from(arrived.header.len);
-            assert!(arrived.payload >= ring.entries && end <= ring.data + u64::from(GEOMETRY.data));
-            consumer.pop(&arrived);
-        }
-    }
-}

@@ -30,6 +30,9 @@ impl Fabric {
         let stalled = state.rng.one_in(2);
         state.nodes[node].paused = true;
         state.nodes[node].stalled = stalled;
+        if stalled {
+            self.0.stop_in_the_middle(state, node);
+        }
         self.0.trace(|| format!("{name} pauses{}", if stalled { " and its transfers with it" } else { "" }));
     }
 
@@ -41,6 +44,7 @@ impl Fabric {
         state.nodes[node].paused = false;
         state.nodes[node].stalled = false;
         self.0.trace(|| format!("{name} resumes"));
+        self.0.land_late_writes(state, node);
         for (id, side) in state.ends_where(|end| end == node) {
             let wait = state.random(self.0.config.link.latency);
             self.0.schedule_packet(state, id, side, wait);
@@ -110,6 +114,7 @@ impl Inner {
         for cq in cqs {
             dead.cqs.get_mut(cq).expect("it was just listed").forget_waiter();
         }
+        state.forget_late_writes(node);
         for (id, side) in state.ends_where(|end| end == node) {
             let State { connections, rng, .. } = &mut *state;
             let connection = connections.get_mut(&id).expect("it was just listed");

@@ -460,7 +460,7 @@ enum Landed {
 }
 
 /// The memory of `node` that an RDMA through its `vi` names, if it may.
-fn reach(node: &Node, vi: ViId, transfer: &Transfer, how: RemoteUse) -> Result<Piece, DescriptorError> {
+pub(super) fn reach(node: &Node, vi: ViId, transfer: &Transfer, how: RemoteUse) -> Result<Piece, DescriptorError> {
     let (Operation::Write(address) | Operation::Read(address)) = transfer.operation else {
         unreachable!("a send names no address");
     };
@@ -490,7 +490,7 @@ impl Source {
 
 impl Transfer {
     /// Lands those lines that `seed` picks, or the others.
-    fn land_lines(&self, target: &[Piece], seed: u64, picked: bool) {
+    pub(super) fn land_lines(&self, target: &[Piece], seed: u64, picked: bool) {
         let start = target[0].offset;
         let mut rng = SeededRng::new(seed);
         let mut at = 0;

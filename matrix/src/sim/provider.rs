@@ -165,13 +165,9 @@ impl Provider for SimProvider {
     }
 
     fn revoke(&self, what: Revocable) -> Result<(), ResourceError> {
-        self.with(|fabric, state| match what {
-            Revocable::Vi(vi) => fabric.disconnect(state, self.node, vi, BrokenReason::Revoked),
-            Revocable::Region(region) => {
-                state.nodes[self.node].regions.remove(region)?;
-                fabric.fail_acks_of(state, self.node, region);
-                Ok(())
-            }
+        self.with(|fabric, state| {
+            fabric.keep_late_writes(state, self.node, what);
+            fabric.revoke(state, self.node, what)
         })
     }
 
@@ -180,7 +176,8 @@ impl Provider for SimProvider {
             let node = &state.nodes[self.node];
             let connected =
                 |tag| node.vis.iter().any(|(_, vi)| vi.attributes.tag == tag && vi.state == ViState::Connected);
-            node.regions.of_memory(memory.id()).any(|region| region.access.any() && connected(region.tag))
+            let open = node.regions.of_memory(memory.id()).any(|region| region.access.any() && connected(region.tag));
+            open || state.awaits_late_write(memory.id())
         })
     }
 }
@@ -197,6 +194,17 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    fn revoke(&self, state: &mut State, node: NodeIndex, what: Revocable) -> Result<(), ResourceError> {
+        match what {
+            Revocable::Vi(vi) => self.disconnect(state, node, vi, BrokenReason::Revoked),
+            Revocable::Region(region) => {
+                state.nodes[node].regions.remove(region)?;
+                self.fail_acks_of(state, node, region);
+                Ok(())
+            }
+        }
     }
 
     fn post_send(

@@ -8,6 +8,7 @@ use dyad_reactor::{Rng, SeededRng, Time};
 
 use super::LinkProfile;
 use super::handshake::Message;
+use super::late::LateWrite;
 use crate::completion::CompletionQueue;
 use crate::pieces::Piece;
 use crate::provider::{
@@ -49,6 +50,8 @@ pub(super) struct State {
     pub(super) next_connection: ConnectionId,
     /// Connection messages that a cut link holds.
     pub(super) held: Vec<(PlaceIndex, PlaceIndex, Message)>,
+    /// Writes that were revoked while their writers were stopped in the middle.
+    pub(super) late_writes: Vec<LateWrite>,
 }
 
 pub(super) struct Place {
@@ -233,6 +236,7 @@ impl State {
             connections: BTreeMap::new(),
             next_connection: 0,
             held: Vec::new(),
+            late_writes: Vec::new(),
         }
     }
 

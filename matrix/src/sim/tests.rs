@@ -255,6 +255,39 @@ fn after_revoke_no_byte_lands_and_no_write_succeeds() {
 }
 
 #[test]
+fn with_late_writes_a_stopped_writer_is_felt_after_revoke_until_it_is_over() {
+    let config = FabricConfig { late_writes: true, ..FabricConfig::default() };
+    let (mut felt, mut killed) = (0, 0);
+    for seed in 0..100 {
+        let world = World::new(seed, config);
+        world.a.fill(7);
+        world.a.write(&world.b, 1).unwrap();
+        world.fabric.pause("a");
+        world.run_for(Duration::from_millis(1));
+        let whole_vi = seed % 2 == 0;
+        let what = if whole_vi { Revocable::Vi(world.b.vi) } else { Revocable::Region(world.b.region) };
+        world.b.provider.revoke(what).unwrap();
+        let landed = world.b.lines();
+        world.run_for(Duration::from_millis(1));
+        assert_eq!(world.b.lines(), landed, "a stopped writer writes nothing");
+        let reachable = world.b.provider.is_reachable(&world.b.memory);
+        if seed % 5 == 0 {
+            world.fabric.kill("a");
+            killed += usize::from(reachable);
+        } else {
+            world.fabric.resume("a");
+        }
+        world.run();
+        assert!(!world.b.provider.is_reachable(&world.b.memory));
+        let changed = world.b.lines() != landed;
+        assert_eq!(changed, reachable && seed % 5 != 0, "seed {seed}");
+        assert!(!changed || world.a.results()[0].1.is_err(), "seed {seed}: it succeeded");
+        felt += usize::from(changed);
+    }
+    assert!(felt > 5 && killed > 1, "{felt} {killed}");
+}
+
+#[test]
 fn of_a_killed_node_a_prefix_lands_maybe_torn_and_the_peer_hears_of_it() {
     let (mut none, mut all, mut part) = (0, 0, 0);
     for seed in 0..300 {

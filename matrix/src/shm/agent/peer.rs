@@ -8,7 +8,7 @@
 //! | | refuse | over |
 //! | | anything of the client, hang-up, too late | over; the request is gone |
 //! | Accepted (server) | confirm | Open |
-//! | | bye, garbage, hang-up, death, too late | Ended |
+//! | | bye, garbage, death, too late, too long between hang-up and death | Ended |
 //! | Calling (client) | accept | Open |
 //! | | refuse, garbage, hang-up, too late | over; refused |
 //! | Open | export, unexport, released | Open |
@@ -320,7 +320,7 @@ impl Peer {
         agent.notices.tell(Notice::Ready { connection: agent.name, vi, wire, private_data });
     }
 
-    /// The socket is closed. An open connection ends when the process turns out to be dead, or does not.
+    /// The socket is closed. A connection ends when the process turns out to be dead, or after a while does not.
     fn hung_up(&mut self, agent: &Around<'_>) -> Fate {
         self.deaf = true;
         self.outbox.clear();
@@ -328,7 +328,7 @@ impl Peer {
             return self.died(agent);
         }
         match self.stage {
-            Stage::Open { .. } => {
+            Stage::Accepted { .. } | Stage::Open { .. } => {
                 self.deadline = Some(BootClock.now() + DYING);
                 Fate::Stays
             }
