@@ -83,9 +83,6 @@ impl Authority {
 
     /// A device answered with a reservation conflict: somebody else is the home (PROTOCOLS 5.3).
     pub fn report_fenced(&self) {
-        if is_active(Mutation::FencedGoesOn) {
-            return;
-        }
         self.inner.fenced.set(true);
         self.inner.changed.notify_all();
     }

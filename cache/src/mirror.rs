@@ -75,14 +75,12 @@ impl MirrorArea {
             Record::Outcomes(joined) => (joined.epoch, Self::remember(joined, outcomes)),
             Record::Answer(_) => return None,
         };
-        let right = theirs == epoch || is_active(Mutation::AnyEpochIsRight);
-        let epoch = if right { theirs } else { epoch };
-        let status = if right { status } else { AnswerStatus::WrongEpoch };
+        let status = if theirs == epoch { status } else { AnswerStatus::WrongEpoch };
         Some(Answer { status, epoch })
     }
 
     fn commit(&mut self, commit: &Commit, epoch: Epoch, outcomes: &OutcomeTable) -> AnswerStatus {
-        if commit.version.epoch != epoch && !is_active(Mutation::AnyEpochIsRight) {
+        if commit.version.epoch != epoch {
             return AnswerStatus::WrongEpoch;
         }
         if commit.blocks.len() != commit.range.count() {
@@ -117,7 +115,7 @@ impl MirrorArea {
     }
 
     fn release(&mut self, release: &Release, epoch: Epoch) -> AnswerStatus {
-        if release.epoch != epoch && !is_active(Mutation::AnyEpochIsRight) {
+        if release.epoch != epoch {
             return AnswerStatus::WrongEpoch;
         }
         let Some(entries) = self.index.get_mut(&release.track) else { return AnswerStatus::Done };

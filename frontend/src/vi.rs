@@ -21,7 +21,6 @@ use dyad_nvme::types::{BlockCount, Lba};
 use dyad_nvme::{CompletionEntry, Status};
 use dyad_reactor::Time;
 use dyad_reactor::executor::Handle;
-use dyad_reactor::mutation::{Mutation, is_active};
 use dyad_reactor::sync::{Inbox, Signal};
 
 use crate::command::{HostCommand, failure_status};
@@ -223,9 +222,6 @@ impl<D: Device, P: Provider> Target<D, P> {
             let mut drained = true;
             while drained && inner.sessions.borrow().iter().any(|session| session.request.host == asked.host) {
                 let seen = inner.changed.generation();
-                if is_active(Mutation::OlderSessionIsNotDrained) && !older.is_empty() {
-                    break;
-                }
                 drained = !older.is_empty()
                     && inner.handle.timeout_at(deadline, inner.changed.changed_since(seen)).await.is_ok();
             }

@@ -9,8 +9,6 @@
 pub enum Mutation {
     /// PROTOCOLS 2.1: a fresh incarnation takes the place in `both` of the member that it follows.
     FreshLeavesBoth = 1,
-    /// PROTOCOLS 2.2: what is said in another epoch counts as said in this one.
-    AnyEpochIsRight,
     /// PROTOCOLS 3.1: incoming bytes land over the bytes that they replace.
     FetchOverAcknowledged,
     /// PROTOCOLS 3.2: a write is acknowledged before the partner has answered.
@@ -27,12 +25,12 @@ pub enum Mutation {
     AdoptWithoutChecking,
     /// PROTOCOLS 4: a change of the record whose outcome is unknown counts as made.
     UnknownIsWon,
+    /// PROTOCOLS 4: whoever reads a record of its own epoch takes it for its own change.
+    NonceIsIgnored,
     /// PROTOCOLS 4.1: reads do not ask for a lease.
     ReadWithoutLease,
     /// PROTOCOLS 4.1: a lease runs from when the grant came, not from when it was asked for.
     LeaseFromReceipt,
-    /// PROTOCOLS 4.2: a lease of an earlier epoch holds in the next.
-    LeaseOutlivesEpoch,
     /// PROTOCOLS 4.2: the survivor does not wait until the leases it granted have ended.
     DecideWithoutWaiting,
     /// PROTOCOLS 4.3, 5.2: the winner serves without fencing the devices.
@@ -41,16 +39,14 @@ pub enum Mutation {
     FenceOneDevice,
     /// PROTOCOLS 4.3: the winner does not adopt what the lost home had committed.
     TakeOverWithoutAdopting,
-    /// PROTOCOLS 4.3, 7.4: the winner leaves legs different where a solo director died in the middle of a write.
-    TakeOverWithoutEqualising,
+    /// PROTOCOLS 7.4: whoever becomes home leaves legs different that a lost home left in the middle of a write.
+    LegsStayDifferent,
     /// PROTOCOLS 4.4: a director that is alone acknowledges before media has the write.
     SoloAcknowledgesFromMemory,
     /// PROTOCOLS 4.4: a director that is alone calls itself settled before everything is on media.
     SettledWhileDirty,
     /// PROTOCOLS 4.5: a partner joins while writes are on their way to media.
     JoinWithoutQuiescing,
-    /// PROTOCOLS 5.3: a reservation conflict is no reason to stop.
-    FencedGoesOn,
     /// PROTOCOLS 6.2: a flush is answered before everything is on media.
     FlushBeforeDestage,
     /// PROTOCOLS 7.3, 3.4: blocks are called clean, and released, before media has them.
@@ -61,17 +57,14 @@ pub enum Mutation {
     PartnerForgetsOutcomes,
     /// PROTOCOLS 9.3: a joining director is not told which commands were applied.
     JoinWithoutOutcomes,
-    /// PROTOCOLS 9.3: a newer session of a host is accepted while commands of the older one are under way.
-    OlderSessionIsNotDrained,
     /// PROTOCOLS 10.2: the host uses the buffers of a path that was lost at once.
     LentBuffersAreReused,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 26] = [
         Self::FreshLeavesBoth,
-        Self::AnyEpochIsRight,
         Self::FetchOverAcknowledged,
         Self::AcknowledgeBeforeAnswer,
         Self::RepeatsAreAnsweredByAnybody,
@@ -80,24 +73,22 @@ impl Mutation {
         Self::MirrorIsNotRevoked,
         Self::AdoptWithoutChecking,
         Self::UnknownIsWon,
+        Self::NonceIsIgnored,
         Self::ReadWithoutLease,
         Self::LeaseFromReceipt,
-        Self::LeaseOutlivesEpoch,
         Self::DecideWithoutWaiting,
         Self::TakeOverWithoutFencing,
         Self::FenceOneDevice,
         Self::TakeOverWithoutAdopting,
-        Self::TakeOverWithoutEqualising,
+        Self::LegsStayDifferent,
         Self::SoloAcknowledgesFromMemory,
         Self::SettledWhileDirty,
         Self::JoinWithoutQuiescing,
-        Self::FencedGoesOn,
         Self::FlushBeforeDestage,
         Self::CleanBeforeDurable,
         Self::ApplyTwice,
         Self::PartnerForgetsOutcomes,
         Self::JoinWithoutOutcomes,
-        Self::OlderSessionIsNotDrained,
         Self::LentBuffersAreReused,
     ];
 }

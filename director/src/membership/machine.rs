@@ -5,7 +5,7 @@
 //! | joining | both directors are fresh, nothing unsettled; A's change to `both` wins | both | 4.6 |
 //! | joining | the record says `both` and names this incarnation | both | 4.5 |
 //! | joining | the record names this incarnation, but the partner is solo already | restart as a fresh incarnation | 2.1 |
-//! | both | the partner is missed and every lease granted to it has ended | deciding | 4.2 |
+//! | both | the partner is missed, or does not become a member in time, and every lease granted to it has ended | deciding | 4.2 |
 //! | both | a device says that we are fenced | lost | 5.3 |
 //! | deciding | our change `both -> solo` wins | taking over | 4.2 |
 //! | deciding | the record names somebody else | lost | 4.2 |
@@ -367,8 +367,9 @@ impl Machine {
             }
             Event::Registered(_) => {
                 let home = self.record.is_some_and(|record| self.is_home(&record));
-                if let State::Both { stage: stage @ BothStage::Registering { .. }, .. } = &mut self.state {
+                if let State::Both { stage: stage @ BothStage::Registering { .. }, heard, .. } = &mut self.state {
                     *stage = if home { BothStage::Awaiting } else { BothStage::Whole };
+                    *heard = now;
                     self.heartbeat_due = now;
                     self.tick(now, actions);
                 }
@@ -440,7 +441,7 @@ impl Machine {
                 }
             }
             State::Both { stage, heard, granted_until } => {
-                if self.misses_partner(now, heard)
+                if self.misses_partner(now, stage, heard)
                     && (now >= granted_until || is_active(Mutation::DecideWithoutWaiting))
                     && self.registry == Registry::Idle
                 {
@@ -477,8 +478,9 @@ impl Machine {
         }
     }
 
-    fn misses_partner(&self, now: Time, heard: Time) -> bool {
-        self.link.is_none() || self.stranger || now.since(heard) > self.timing.missed()
+    fn misses_partner(&self, now: Time, stage: BothStage, heard: Time) -> bool {
+        let patience = if stage == BothStage::Awaiting { self.timing.lease } else { self.timing.missed() };
+        self.link.is_none() || self.stranger || now.since(heard) > patience
     }
 
     fn heard(&mut self, now: Time, message: PeerMessage, actions: &mut Actions) {
@@ -491,12 +493,15 @@ impl Machine {
         match &mut self.state {
             State::Both { stage, heard, granted_until } => {
                 let record = self.record.expect("a member has read its record");
-                if record.member(self.me.partner()) != from
-                    || (epoch != record.epoch && !is_active(Mutation::AnyEpochIsRight))
-                {
+                if record.member(self.me.partner()) != from || epoch != record.epoch {
                     return;
                 }
-                *heard = now;
+                // A partner that cannot become a member, because a device is gone that only the home may put on record, is missed like
+                // one that is silent: the home, alone again, will find out what hinders it.
+                let is_member = *stage != BothStage::Awaiting || matches!(message, PeerMessage::Heartbeat { .. });
+                if is_member {
+                    *heard = now;
+                }
                 match message {
                     PeerMessage::Heartbeat { .. } if !self.stranger => {
                         if *stage == BothStage::Awaiting {
@@ -552,7 +557,10 @@ impl Machine {
     fn read(&mut self, now: Time, record: PairRecord, actions: &mut Actions) {
         match std::mem::replace(&mut self.registry, Registry::Idle) {
             Registry::Reading => self.learn(now, record, actions),
-            Registry::Unknown { proposal, .. } if record.nonce == proposal.nonce => {
+            Registry::Unknown { proposal, .. }
+                if record.nonce == proposal.nonce
+                    || (is_active(Mutation::NonceIsIgnored) && record.epoch == proposal.epoch) =>
+            {
                 self.change_won(now, proposal, actions)
             }
             Registry::Unknown { proposal, .. } if Some(record) == self.record => {
@@ -620,9 +628,7 @@ impl Machine {
                 self.heartbeat_due = now;
                 push(actions, Action::SetRegime(Regime::Undecided));
                 // A lease that an earlier partner granted says nothing about this one.
-                if !is_active(Mutation::LeaseOutlivesEpoch) {
-                    push(actions, Action::SetLease(Time::ZERO));
-                }
+                push(actions, Action::SetLease(Time::ZERO));
                 self.tick(now, actions);
             }
             State::Deciding => {

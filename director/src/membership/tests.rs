@@ -37,8 +37,8 @@ impl Driver {
         self.step(Event::Message(message))
     }
 
-    /// Director A, which forms the pair with a fresh partner and is whole as the home of epoch 1.
-    fn home() -> Self {
+    /// Director A, which forms the pair with a fresh partner and waits for it to become a member of epoch 1.
+    fn forming() -> Self {
         let mut driver = Self::new(DirectorId::A);
         driver.step(Event::Tick);
         driver.step(Event::Read(PairRecord::initial()));
@@ -56,6 +56,12 @@ impl Driver {
         );
         let epoch = driver.machine.epoch();
         driver.step(Event::Registered(epoch));
+        driver
+    }
+
+    /// The same, whole as the home of epoch 1.
+    fn home() -> Self {
+        let mut driver = Self::forming();
         let actions = driver.heartbeat(1);
         assert!(actions.contains(&Action::Welcome { epoch: Epoch(1), equalise: false }), "{actions:?}");
         assert_eq!(driver.step(Event::Welcomed(Epoch(1))), [Action::SetRegime(Regime::Mirrored(Epoch(1)))]);
@@ -83,6 +89,19 @@ fn a_survivor_decides_only_when_every_lease_that_it_granted_has_ended() {
     assert!(actions.contains(&Action::SetRegime(Regime::Undecided)), "nothing is served while the outcome is open");
     assert!(home.step(Event::CasWon).contains(&Action::TakeOver { epoch: Epoch(2), equalise: false }));
     assert_eq!(home.step(Event::TookOver(Epoch(2))), [Action::SetRegime(Regime::Solo(Epoch(2)))]);
+}
+
+#[test]
+fn a_partner_that_does_not_become_a_member_in_time_is_missed() {
+    let mut home = Driver::forming();
+    let mut decided = None;
+    for _ in 0..8 {
+        // It is alive and knows the record, but has no epoch of its own.
+        let grant = PeerMessage::Grant { from: PARTNER, epoch: Epoch(1), stamp: Time::ZERO };
+        home.after(Duration::from_millis(100), Event::Message(grant));
+        decided = decided.or(cas_of(&home.step(Event::Tick)));
+    }
+    assert_eq!(decided.map(|record| record.state), Some(PairState::Solo { holder: DirectorId::A, settled: false }));
 }
 
 #[test]

@@ -161,7 +161,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     async fn welcome(&self, epoch: Epoch, equalise: bool) -> bool {
         let inner = &*self.inner;
-        if !self.leave_out_failed().await || equalise && inner.cache.equalise().await.is_err() {
+        if !self.leave_out_failed().await || (equalise && !self.equalise().await) {
             return false;
         }
         if inner.machine.borrow().epoch() != epoch {
@@ -170,6 +170,10 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         let Some(link) = self.mirror_link() else { return false };
         inner.cache.set_link(link);
         true
+    }
+
+    async fn equalise(&self) -> bool {
+        is_active(Mutation::LegsStayDifferent) || self.inner.cache.equalise().await.is_ok()
     }
 
     async fn take_over(&self, epoch: Epoch, equalise: bool) -> bool {
@@ -184,8 +188,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             return false;
         }
         inner.cache.drop_link();
-        let equalise = equalise && !is_active(Mutation::TakeOverWithoutEqualising);
-        if equalise && inner.cache.equalise().await.is_err() {
+        if equalise && !self.equalise().await {
             return false;
         }
         if let Some(area) = self.revoke_area().filter(|_| !is_active(Mutation::TakeOverWithoutAdopting)) {

@@ -103,14 +103,14 @@ struct Write {
     age: Age,
     /// It was on media when the history began again.
     durable: bool,
-    /// It was under way when its copy may have been damaged: it may be lost even if it is acknowledged later.
-    doubtful: bool,
 }
 
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 enum Age {
     /// Issued, or not answered, since the block's history began.
     Present,
+    /// It was under way at a loss, and may be lost or be done again: what becomes of it is not judged.
+    Loose,
     /// From before; the history may have begun with it.
     Past,
     /// From before, and it did not.
@@ -146,15 +146,8 @@ impl Model {
     pub fn new(blocks: u64, tells: bool) -> Self {
         let start = Time::ZERO;
         let cluster = Cluster { first_end: start, last_start: start };
-        let zeros = Write {
-            issued: start,
-            acknowledged: Some(start),
-            over: start,
-            cluster,
-            age: Age::Past,
-            durable: false,
-            doubtful: false,
-        };
+        let zeros =
+            Write { issued: start, acknowledged: Some(start), over: start, cluster, age: Age::Past, durable: false };
         let block = |_| Block {
             writes: vec![zeros],
             began: start,
@@ -177,7 +170,6 @@ impl Model {
                 cluster,
                 age: Age::Present,
                 durable: false,
-                doubtful: false,
             };
             let number = entry.writes.len() as u64;
             entry.writes.push(write);
@@ -194,7 +186,7 @@ impl Model {
         self.with(block, |entry, tells| {
             entry.tell(tells, || format!("{at:?}  write {number} is acknowledged"));
             let write = &mut entry.writes[place(number)];
-            if write.doubtful {
+            if write.age == Age::Loose {
                 return Ok(());
             }
             write.acknowledged = Some(at);
@@ -219,10 +211,10 @@ impl Model {
             if from < entry.began {
                 return Ok(());
             }
-            if entry.writes[place(found)].age == Age::Present {
-                entry.writes[place(found)].cluster.add(from, to);
-            } else {
-                entry.began_with(block, found, from)?;
+            match entry.writes[place(found)].age {
+                Age::Loose => return Ok(()),
+                Age::Present => entry.writes[place(found)].cluster.add(from, to),
+                Age::Past | Age::Gone => entry.began_with(block, found, from)?,
             }
             entry.check(block, found)
         })
@@ -240,6 +232,13 @@ impl Model {
         for block in &mut inner.blocks {
             block.begin_again(at, inner.flushed, true);
             block.tell(inner.tells, || format!("{at:?}  power is lost"));
+        }
+    }
+
+    /// Nobody remembers which commands were applied: those that are under way may be applied again when they are sent again.
+    pub fn outcomes_lost(&self) {
+        for block in &mut self.0.borrow_mut().blocks {
+            block.loosen();
         }
     }
 
@@ -306,6 +305,14 @@ impl Block {
         Ok(())
     }
 
+    fn loosen(&mut self) {
+        for write in &mut self.writes {
+            if write.age == Age::Present && write.acknowledged.is_none() {
+                write.age = Age::Loose;
+            }
+        }
+    }
+
     fn begin_again(&mut self, at: Time, flushed: Time, power: bool) {
         if let Some((initial, _)) = self.initial.take() {
             // What an earlier loss could have left is known.
@@ -321,7 +328,7 @@ impl Block {
                 write.over = write.over.min(at);
                 write.age = Age::Past;
             } else {
-                write.doubtful = true;
+                write.age = Age::Loose;
             }
         }
         self.began = at;

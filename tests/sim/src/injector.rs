@@ -127,7 +127,13 @@ impl Injector {
         let director = one_of(&mut self.rng, &BOTH);
         let lease = pair.timing().lease;
         match fault {
-            Fault::Crash if may_crash(pair, director) => self.crash(kernel, pair, director),
+            Fault::Crash if may_crash(pair, director) => {
+                if !pair.is_whole() {
+                    // Its partner knows nothing yet (PROTOCOLS 9.1 is about the loss of one).
+                    pair.workload.model().outcomes_lost();
+                }
+                self.crash(kernel, pair, director);
+            }
             Fault::Pause if pair.node(director).is_some() => {
                 pair.pause_director(kernel, director);
                 let time = self.either(2, lease * 4, lease / 2);
