@@ -44,8 +44,13 @@ const STEPS: &[Step] = &[
             environment: &[("RUSTFLAGS", "--cfg loom")],
         },
     },
-    Step { name: "sim", work: Work::Dyad { arguments: &["sim", "--seeds", "100"] } },
+    Step { name: "sim", work: Work::Dyad { arguments: &["sim", "--seconds", "60"] } },
     Step { name: "demo", work: Work::Dyad { arguments: &["demo"] } },
+    // Last, because every crate is built once more, with rules that can be broken.
+    cargo(
+        "mutations",
+        &["test", "--package", "dyad-sim", "--features", "mutations", "--test", "sim", "--profile", "ci"],
+    ),
 ];
 
 impl fmt::Display for Work {
@@ -145,15 +150,15 @@ fn summary(steps: &[Step], outcomes: &[Outcome]) -> String {
         text += &match outcome {
             Outcome::Passed(taken) => {
                 passed += 1;
-                format!("{name:<8} passed {:>7.1} s\n", taken.as_secs_f64())
+                format!("{name:<9} passed {:>7.1} s\n", taken.as_secs_f64())
             }
             Outcome::Failed(taken) => {
                 failed += 1;
-                format!("{name:<8} FAILED {:>7.1} s   alone: {work}\n", taken.as_secs_f64())
+                format!("{name:<9} FAILED {:>7.1} s   alone: {work}\n", taken.as_secs_f64())
             }
             Outcome::Skipped => {
                 skipped += 1;
-                format!("{name:<8} SKIPPED, because a step before it failed\n")
+                format!("{name:<9} SKIPPED, because a step before it failed\n")
             }
         };
     }
@@ -189,7 +194,7 @@ mod tests {
         let text = summary(THREE, &outcomes);
         assert_eq!(text.lines().last(), Some("1 passed, 1 failed, 1 skipped"));
         assert!(text.contains("alone: cargo b c"), "{text}");
-        assert!(text.contains("three    SKIPPED"), "{text}");
+        assert!(text.contains("three     SKIPPED"), "{text}");
     }
 
     #[test]
