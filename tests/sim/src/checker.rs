@@ -454,6 +454,7 @@ mod tests {
         assert_eq!(model.acknowledge(1, second, at(6)), Ok(()));
         assert!(read(&model, first, 7, 8).is_err());
         model.power_lost(at(9));
-        assert_eq!(model.check(1, &contents(0, 0), at(10), at(11)), Err(Violation::FromNowhere { block: 1, found: 0 }));
+        let lost = Violation::Unflushed { block: 1, found: 0, flushed: first };
+        assert_eq!(model.check(1, &contents(0, 0), at(10), at(11)), Err(lost), "it was read from media");
     }
 }
