@@ -50,7 +50,6 @@ pub(super) struct Export {
     pub(super) connection: ConnectionName,
     pub(super) region: RegionHandle,
     pub(super) memory: MemoryId,
-    pub(super) writable: bool,
 }
 
 pub(super) struct Vi {
