@@ -69,7 +69,6 @@ pub fn run(server: &mut Command, directory: &Path, mut progress: impl FnMut(&str
         shm.rate(64, &mut figures)?;
         sockets.rate(64, &mut figures)?;
         for bytes in [4096, 65_536, 1 << 20] {
-            figures::memcpy(bytes, &mut figures);
             shm.rdma(bytes, &mut figures)?;
         }
         shm.crossover(&mut figures)?;

@@ -464,6 +464,14 @@ impl Memory {
         }
     }
 
+    /// Hints that the line at `offset` will be written soon; a hint outside the memory is ignored.
+    pub(crate) fn prefetch_write(&self, offset: u64) {
+        if let Ok(to) = self.check_write(offset, 1) {
+            // SAFETY: the byte is mapped.
+            unsafe { bytes::prefetch_write(to.as_ptr()) };
+        }
+    }
+
     /// [`Self::read`] without counting: for bytes that are looked at, not moved on.
     pub(crate) fn look(&self, offset: u64, target: &mut [u8]) -> Result<(), RangeError> {
         let from = self.check(offset, target.len() as u64)?;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use dyad_reactor::figures::{Row, to_f64};
-use dyad_reactor::{BootClock, Clock};
 
 /// The samples of a run, named as the transport's figures are.
 #[derive(Debug, Default)]
@@ -30,8 +29,17 @@ impl Figures {
         self.add(format!("{transport}.cpu_per_message.{bytes}.ns"), "ns", nanos);
     }
 
-    pub(super) fn add_bandwidth(&mut self, what: &str, bytes: u32, moved: u64, took: Duration) {
-        self.add(format!("{what}.{bytes}.gb_s"), "GB/s", to_f64(moved) / took.as_secs_f64() / 1e9);
+    /// Bandwidth per second of one core's time, of memcpy, writes and reads that took turns, and what part of memcpy's the
+    /// others reach.
+    pub(super) fn add_bandwidth(&mut self, bytes: u32, took: [Duration; 3]) {
+        let moved = to_f64(u64::from(SPAN) * u64::from(TURNS) * u64::from(WALKS));
+        for (what, took_this) in ["memcpy", "shm.rdma_write", "shm.rdma_read"].into_iter().zip(took) {
+            self.add(format!("{what}.{bytes}.gb_s"), "GB/s", moved / took_this.as_secs_f64() / 1e9);
+            if what != "memcpy" {
+                let part = took[0].as_secs_f64() / took_this.as_secs_f64();
+                self.add(format!("{what}.{bytes}.of_memcpy"), "x", part);
+            }
+        }
     }
 
     pub(super) fn rows(self) -> Vec<Row> {
@@ -42,22 +50,28 @@ impl Figures {
 /// Bytes of memory that a copy walks through, at either side: more than the second-level cache holds.
 pub(super) const SPAN: u32 = 16 << 20;
 
-/// How often something of `bytes` bytes is moved for one sample: 256 MiB.
-pub(super) fn moves(bytes: u32) -> u32 {
-    (256 << 20) / bytes
+/// Ways to copy take turns, so that what disturbs disturbs them all: so many times for one sample.
+pub(super) const TURNS: u32 = 4;
+
+/// Walks of one turn that count. As many go before.
+pub(super) const WALKS: u32 = 4;
+
+/// Two buffers of one process, for one core's memcpy.
+pub(super) struct Yardstick {
+    source: Vec<u8>,
+    target: Vec<u8>,
 }
 
-/// One core's memcpy.
-pub(super) fn memcpy(bytes: u32, figures: &mut Figures) {
-    let (size, span) = (bytes as usize, SPAN as usize);
-    let (source, mut target) = (vec![1_u8; span], vec![2_u8; span]);
-    let start = BootClock.now();
-    let mut at = 0;
-    for _ in 0..moves(bytes) {
-        let from = std::hint::black_box(&source[at..at + size]);
-        // copy: the yardstick
-        std::hint::black_box(&mut target[at..at + size]).copy_from_slice(from);
-        at = (at + size) % span;
+impl Yardstick {
+    pub(super) fn new() -> Self {
+        Self { source: vec![1; SPAN as usize], target: vec![2; SPAN as usize] }
     }
-    figures.add_bandwidth("memcpy", bytes, u64::from(moves(bytes)) * u64::from(bytes), BootClock.now().since(start));
+
+    /// Copies all, in pieces of `bytes`.
+    pub(super) fn memcpy(&mut self, bytes: u32) {
+        for (from, to) in self.source.chunks_exact(bytes as usize).zip(self.target.chunks_exact_mut(bytes as usize)) {
+            // copy: the yardstick
+            std::hint::black_box(to).copy_from_slice(std::hint::black_box(from));
+        }
+    }
 }

@@ -25,6 +25,21 @@ pub(super) unsafe fn prefetch(from: *const u8) {
     let _ = from;
 }
 
+/// Has the processor own the cache line at `to`: it will be written.
+///
+/// # Safety
+/// `to` is mapped.
+#[inline]
+pub(super) unsafe fn prefetch_write(to: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: the caller's promise; a prefetch changes nothing that a program can see.
+    unsafe {
+        std::arch::asm!("prefetchw [{to}]", to = in(reg) to, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(any(not(target_arch = "x86_64"), miri))]
+    let _ = to;
+}
+
 /// Copies `len` bytes.
 ///
 /// # Safety

@@ -200,6 +200,11 @@ impl Link {
 
     // Sending.
 
+    /// Something will be sent at once.
+    pub(super) fn prepare(&self) {
+        self.producer.prepare();
+    }
+
     /// Looks how far the peer is with what was sent.
     pub(super) fn refresh(&mut self) -> Result<bool, Garbage> {
         self.producer.refresh()

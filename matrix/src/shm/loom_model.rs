@@ -58,6 +58,8 @@ impl Shared for Words {
 
     fn prefetch(&self, _at: u64) {}
 
+    fn prefetch_write(&self, _at: u64) {}
+
     fn full_fence(&self) {
         fence(Ordering::SeqCst);
     }

@@ -97,7 +97,7 @@ impl State {
         link.announce(u32::try_from(regions.len()).expect("tables have 16-bit places"));
         for (region, memory, access) in regions {
             let (region, memory, access) = (*region, memory.clone(), *access);
-            self.exports.push(Export { connection, region, memory: memory.id() });
+            self.exports.push(Export { connection, region, memory: memory.id(), writable: access.write });
             self.command(Command::Export { connection, region, memory, access });
         }
     }

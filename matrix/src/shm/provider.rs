@@ -13,7 +13,7 @@ use crate::memory::{Memory, Segment};
 use crate::provider::{
     BrokenReason, Capabilities, Completion, CqId, Descriptor, Discriminator, Event, NetAddress, PostError, PrivateData,
     ProtectionTag, Provider, RefusedReason, RegionHandle, RemoteAccess, RequestId, ResourceError, Revocable,
-    ViAttributes, ViId, WorkQueue,
+    SendOperation, ViAttributes, ViId, WorkQueue,
 };
 use crate::regions::{LocalUse, Region};
 use crate::vi_state::{ViEvent, ViState};
@@ -140,6 +140,9 @@ impl Provider for ShmProvider {
         self.with(|state| {
             let State { vis, regions, cqs, .. } = state;
             let there = vis.get_mut(vi.0).ok_or(PostError::NoSuchVi)?;
+            if let (Some(link), SendOperation::Send) = (&there.link, descriptor.operation) {
+                link.prepare();
+            }
             let (how, len) = admit_send(descriptor, &there.attributes, &CAPABILITIES, there.state)?;
             if there.sends.is_full() {
                 return Err(PostError::Full);
@@ -222,7 +225,7 @@ impl Provider for ShmProvider {
     }
 
     fn is_reachable(&self, memory: &Memory) -> bool {
-        self.with(|state| state.exports.iter().any(|export| export.memory == memory.id()))
+        self.with(|state| state.exports.iter().any(|export| export.memory == memory.id() && export.writable))
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) trait Shared {
     fn put_u64(&self, at: u64, value: u64);
     /// The line at `at` will be read soon.
     fn prefetch(&self, at: u64);
+    /// The line at `at` will be written soon.
+    fn prefetch_write(&self, at: u64);
     /// A sequentially consistent fence.
     fn full_fence(&self);
 }
@@ -50,6 +52,10 @@ impl Shared for crate::memory::Memory {
 
     fn prefetch(&self, at: u64) {
         self.prefetch(at);
+    }
+
+    fn prefetch_write(&self, at: u64) {
+        self.prefetch_write(at);
     }
 
     fn full_fence(&self) {
@@ -139,6 +145,13 @@ impl<M: Shared> Producer<M> {
         let (_, end) = place(self.data_tail, len, self.geometry);
         outstanding < self.geometry.entries
             && (len <= INLINE_MAX || end - self.data_head <= u64::from(self.geometry.data))
+    }
+
+    /// The next entry will be filled soon: its lines, which the peer watches, come over meanwhile.
+    pub(super) fn prepare(&self) {
+        let entry = self.ring.entries + ENTRY_BYTES * self.slot(self.produced) as u64;
+        self.memory.prefetch_write(entry);
+        self.memory.prefetch_write(entry + LINE);
     }
 
     /// Publishes an entry whose payload `fill` puts at the offset it is given, and with it how far we are with the peer's

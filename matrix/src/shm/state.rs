@@ -50,6 +50,7 @@ pub(super) struct Export {
     pub(super) connection: ConnectionName,
     pub(super) region: RegionHandle,
     pub(super) memory: MemoryId,
+    pub(super) writable: bool,
 }
 
 pub(super) struct Vi {

@@ -11,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::control::{Control, PACKET_BYTES, Packet, Request};
 use super::layout::{ENTRY_STAMP, ENTRY_WORDS, Geometry, Side, StatusShape, open_word};
-use super::{ShmLimits, ShmProvider, socket};
+use super::{ShmError, ShmLimits, ShmProvider, socket};
 use crate::memory::{HugePages, MapError, Memory};
 use crate::provider::{
     BrokenReason, Completion, CqId, Descriptor, DescriptorError, Discriminator, Event, NetAddress, PrivateData,
@@ -215,6 +215,23 @@ impl Liar {
         let first = u64::from(flags) << 56 | u64::from(len) << 32 | u64::from(number + 1);
         self.channel.store_u64(at + ENTRY_STAMP, first).unwrap();
     }
+}
+
+#[test]
+fn an_address_has_one_owner_and_outlives_a_crash() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("server");
+    let first = ShmProvider::new(&path, 1, ShmLimits::default()).unwrap();
+    let second = ShmProvider::new(&path, 2, ShmLimits::default()).unwrap_err();
+    assert_eq!(second, ShmError::Agent(Errno::EADDRINUSE));
+    drop(first);
+    // What a killed process leaves behind: a socket that nobody listens at.
+    drop(socket::listen_at(&path).unwrap());
+    assert!(path.exists());
+    drop(ShmProvider::new(&path, 3, ShmLimits::default()).unwrap());
+    assert!(!path.exists());
+    let odd = ShmLimits { ring_entries: 100, ..ShmLimits::default() };
+    assert_eq!(ShmProvider::new(&path, 4, odd).unwrap_err(), ShmError::Geometry);
 }
 
 #[test]

@@ -174,9 +174,11 @@ impl Provider for SimProvider {
     fn is_reachable(&self, memory: &Memory) -> bool {
         self.with(|_, state| {
             let node = &state.nodes[self.node];
-            let connected =
-                |tag| node.vis.iter().any(|(_, vi)| vi.attributes.tag == tag && vi.state == ViState::Connected);
-            let open = node.regions.of_memory(memory.id()).any(|region| region.access.any() && connected(region.tag));
+            let writes = |tag| {
+                let reaches = |vi: &Vi| vi.attributes.tag == tag && vi.attributes.remote_access.write;
+                node.vis.iter().any(|(_, vi)| reaches(vi) && vi.state == ViState::Connected)
+            };
+            let open = node.regions.of_memory(memory.id()).any(|region| region.access.write && writes(region.tag));
             open || state.awaits_late_write(memory.id())
         })
     }

@@ -366,6 +366,8 @@ impl Peer {
             }
             Stage::Calling { vi, .. } => refused(vi, RefusedReason::NoListener, agent),
             Stage::Accepted { vi, .. } | Stage::Open { vi } => {
+                // Before it was open it got nothing of ours.
+                let is_quiet = is_quiet || !matches!(self.stage, Stage::Open { .. });
                 self.stage = Stage::Ended { quiet: is_quiet };
                 self.deadline = None;
                 agent.notices.tell(Notice::Ended { vi, why });
