@@ -2,6 +2,7 @@
 //! controller in this process.
 
 use std::os::fd::BorrowedFd;
+use std::task::Poll;
 
 use dyad_matrix::Memory;
 
@@ -29,21 +30,26 @@ pub enum DmaError {
 /// One PCI function: registers in BAR 0, DMA, an interrupt.
 ///
 /// A function belongs to one reactor. Implementations promise:
-/// - register reads and writes take effect in the order in which they are made, and return in bounded time;
+/// - nothing here waits for the device, except [`Self::reset`], and that not longer than a small part of a lease (PROTOCOLS 4.1);
+/// - register reads and writes take effect in the order in which they are made;
 /// - a read of a function that is gone gives all ones, and a write to it is dropped: nothing blocks, nothing panics;
 /// - memory written before a doorbell is rung is seen by the device when it acts on the doorbell;
 /// - the device reaches exactly the memory that was mapped, from [`Self::map_dma`] until [`Self::reset`] or the function is dropped;
 /// - after [`Self::reset`] returned the device touches no memory until it is enabled again.
 pub trait PciFunction: 'static {
-    /// Reads a 4-byte register.
-    fn read32(&self, offset: u32) -> u32;
+    /// Reads a 4-byte register. As on the bus, a read is a question that is answered later: [`Poll::Pending`] says that it is under way and
+    /// is to be asked again. How long one waits for an answer is the caller's business.
+    fn read32(&self, offset: u32) -> Poll<u32>;
 
-    /// Reads an 8-byte register.
-    fn read64(&self, offset: u32) -> u64 {
-        u64::from(self.read32(offset)) | u64::from(self.read32(offset + 4)) << 32
+    /// Reads an 8-byte register. Functions that answer later have a way of their own.
+    fn read64(&self, offset: u32) -> Poll<u64> {
+        match (self.read32(offset), self.read32(offset + 4)) {
+            (Poll::Ready(low), Poll::Ready(high)) => Poll::Ready(u64::from(low) | u64::from(high) << 32),
+            _ => Poll::Pending,
+        }
     }
 
-    /// Writes a 4-byte register.
+    /// Writes a 4-byte register: posted, nobody waits for it.
     fn write32(&self, offset: u32, value: u32);
 
     /// Writes an 8-byte register, low half first.
@@ -62,11 +68,20 @@ pub trait PciFunction: 'static {
     /// [`DmaError::NoMemory`].
     fn allocate(&self, len: usize) -> Result<Memory, DmaError>;
 
-    /// Lets the device reach all of `memory`, contiguous at the address returned, which is a multiple of 4096. Mapping it again gives the same address.
+    /// Lets the device reach all of `memory`, contiguous at the address returned, which is a multiple of 4096. Mapping it again gives the same
+    /// address. No command may name it before [`Self::settled`] says so.
     ///
     /// # Errors
     /// [`DmaError`].
     fn map_dma(&self, memory: &Memory) -> Result<BusAddress, DmaError>;
+
+    /// Whether the device reaches everything that was mapped so far; [`Poll::Pending`] is to be asked again.
+    ///
+    /// # Errors
+    /// [`DmaError`] if it refused something: then it is of no use.
+    fn settled(&self) -> Poll<Result<(), DmaError>> {
+        Poll::Ready(Ok(()))
+    }
 
     /// Becomes readable when vector 0 is signalled, if the function has interrupts; reading it clears it. Without one it must be polled.
     fn interrupt(&self) -> Option<BorrowedFd<'_>> {

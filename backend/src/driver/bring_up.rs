@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use dyad_nvme::feature::{self, event_config};
@@ -17,8 +18,8 @@ use dyad_reactor::sync::{Inbox, Signal};
 
 use super::channel::{BLOCKS_MAX, Channel, Ended, Layout, PAGE};
 use super::mapping::Mappings;
-use super::slow::Which;
-use super::{Core, EVENTS_MAX, Options, Protection, Shared, State, UNKNOWN};
+use super::slow::{ANSWER_INTERVAL, Which};
+use super::{Core, EVENTS_MAX, Listening, Options, Protection, Shared, State, UNKNOWN, Verdict};
 use crate::device::{DeviceId, DeviceInfo};
 use crate::pci::{DmaError, PciFunction};
 
@@ -27,6 +28,10 @@ const ADMIN_ENTRIES: u16 = 32;
 
 /// How long between two looks at CSTS.
 const STATUS_INTERVAL: Duration = Duration::from_millis(1);
+
+/// How long a register read, or the mapping of memory, may go without an answer. Devices answer in microseconds; a process behind a socket may
+/// have to wait for a core.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a controller could not be attached.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
@@ -109,10 +114,31 @@ impl QueueMemory {
     }
 }
 
+/// Asks until there is an answer, leaving the reactor to others meanwhile; none is none in time.
+async fn answered<T>(handle: &Handle, mut ask: impl FnMut() -> Poll<T>) -> Option<T> {
+    let deadline = handle.now() + ANSWER_TIMEOUT;
+    loop {
+        if let Poll::Ready(answer) = ask() {
+            return Some(answer);
+        }
+        if handle.now() >= deadline {
+            return None;
+        }
+        handle.sleep(ANSWER_INTERVAL).await;
+    }
+}
+
 impl<F: PciFunction> Shared<F> {
-    pub(super) fn new(function: F, handle: &Handle, host: [u8; 16], options: Options) -> Result<Rc<Self>, AttachError> {
+    /// Looks whether the device is one for this driver, and gives it its queue memory.
+    pub(super) async fn new(
+        function: F,
+        handle: &Handle,
+        host: [u8; 16],
+        options: Options,
+    ) -> Result<Rc<Self>, AttachError> {
         assert!((2..=4095).contains(&options.queue_depth), "a queue depth of 2 to 4095");
-        let capabilities = Capabilities(function.read64(register::CAP));
+        let capabilities = answered(handle, || function.read64(register::CAP)).await.ok_or(AttachError::Gone)?;
+        let capabilities = Capabilities(capabilities);
         if capabilities.0 == u64::MAX {
             return Err(AttachError::Gone);
         }
@@ -129,6 +155,7 @@ impl<F: PciFunction> Shared<F> {
         let layout = QueueMemory::new(options.queue_depth.min(longest));
         let memory = function.allocate(layout.len)?;
         let base = function.map_dma(&memory)?.0;
+        answered(handle, || function.settled()).await.ok_or(AttachError::Gone)??;
         let stride = capabilities.doorbell_stride();
         let core = Core {
             state: State::Starting,
@@ -140,11 +167,13 @@ impl<F: PciFunction> Shared<F> {
             protection: Protection::None,
             tick: 0,
             ticking: false,
-            nonsense: false,
-            listening: None,
+            verdict: None,
+            listening: Listening::No,
+            settled: true,
         };
         Ok(Rc::new(Self {
             function,
+            ready_within: Duration::from_millis(capabilities.timeout_ms()).max(STATUS_INTERVAL),
             handle: handle.clone(),
             options,
             host: HostId(host),
@@ -156,33 +185,41 @@ impl<F: PciFunction> Shared<F> {
         }))
     }
 
+    /// Reads a register; all ones if there is no answer.
+    pub(super) async fn register(&self, offset: u32) -> u32 {
+        answered(&self.handle, || self.function.read32(offset)).await.unwrap_or(register::GONE)
+    }
+
     /// From whatever state the controller is in to one that serves I/O. Commands of before have ended when this returns, with or without success.
     pub(super) async fn bring_up(&self) -> Result<DeviceInfo, AttachError> {
-        let timeout =
-            Duration::from_millis(Capabilities(self.function.read64(register::CAP)).timeout_ms()).max(STATUS_INTERVAL);
+        let status = ControllerStatus(self.register(register::CSTS).await);
+        if Configuration(self.register(register::CC).await).enabled() && !status.ready() && !status.fatal() {
+            // Somebody has just enabled it, and must not disable it before it is ready (Base 3.1.3.5). Whether it ever is shows below.
+            let _ = self.wait_ready(true).await;
+        }
         self.function.write32(register::CC, Configuration::DISABLED.0);
-        self.wait_ready(false, timeout).await?;
+        self.wait_ready(false).await?;
         {
             // Not ready: the controller has forgotten its queues and touches no memory.
             let mut core = self.core.borrow_mut();
             core.admin.restart(Ended::Reset);
             core.io.restart(Ended::Reset);
-            core.listening = None;
-            core.nonsense = false;
+            core.listening = Listening::No;
+            core.verdict = None;
             let (sq, cq) = core.admin.rings();
             self.function.write32(register::AQA, AdminQueueAttributes::new(core.admin.entries()).0);
             self.function.write64(register::ASQ, sq);
             self.function.write64(register::ACQ, cq);
         }
         self.function.write32(register::CC, Configuration::ENABLED.0);
-        self.wait_ready(true, timeout).await?;
+        self.wait_ready(true).await?;
         self.configure().await
     }
 
-    async fn wait_ready(&self, ready: bool, timeout: Duration) -> Result<(), AttachError> {
-        let deadline = self.handle.now() + timeout;
+    async fn wait_ready(&self, ready: bool) -> Result<(), AttachError> {
+        let deadline = self.handle.now() + self.ready_within;
         loop {
-            let status = ControllerStatus(self.function.read32(register::CSTS));
+            let status = ControllerStatus(self.register(register::CSTS).await);
             if status.gone() {
                 return Err(AttachError::Gone);
             }
@@ -193,7 +230,7 @@ impl<F: PciFunction> Shared<F> {
                 return Ok(());
             }
             if self.handle.now() >= deadline {
-                return Err(AttachError::NotReady(timeout));
+                return Err(AttachError::NotReady(self.ready_within));
             }
             self.handle.sleep(STATUS_INTERVAL).await;
         }
@@ -347,7 +384,7 @@ impl<F: PciFunction> Shared<F> {
         // Full: the watch tries again.
         if let Ok((command, _answer)) = core.admin.submit_kept(SubmissionEntry::async_event_request(), &[], 0) {
             core.admin.release(command);
-            core.listening = Some(command);
+            core.listening = Listening::Asked(command);
         }
     }
 
@@ -364,7 +401,15 @@ impl<F: PciFunction> Shared<F> {
             Ok(entry) if entry.status().is_success() => Ok(entry),
             Ok(entry) => Err(AttachError::Command { opcode, status: entry.status() }),
             Err(Some(Ended::Gone)) => Err(AttachError::Gone),
-            Err(Some(Ended::Reset) | None) => Err(AttachError::Silent(opcode)),
+            Err(Some(Ended::Reset)) => Err(AttachError::Silent(opcode)),
+            Err(None) => {
+                let mut core = self.core.borrow_mut();
+                if core.state == State::Running {
+                    core.verdict = Some(Verdict::Reset);
+                    self.alarm.notify_all();
+                }
+                Err(AttachError::Silent(opcode))
+            }
         }
     }
 }

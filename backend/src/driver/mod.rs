@@ -13,8 +13,8 @@
 //! |---|---|---|
 //! | `Starting` | the controller is up, the namespace identified | `Running` |
 //! | `Starting` | anything fails | `Failed` |
-//! | `Running` | a command stays overdue after Abort; the controller is fatal, or answers nonsense | `Resetting` |
-//! | `Running` | registers read as all ones | `Failed` |
+//! | `Running` | a command stays overdue after Abort, an admin command has no answer; the controller is fatal, or answers nonsense | `Resetting` |
+//! | `Running` | registers read as all ones, or are not answered; memory was refused | `Failed` |
 //! | `Resetting` | the controller is up, the namespace is the same | `Running` |
 //! | `Resetting` | anything fails | `Failed` |
 //!
@@ -38,7 +38,7 @@ use dyad_matrix::{Memory, Segment};
 use dyad_nvme::command::rw;
 use dyad_nvme::feature::AsyncEvent;
 use dyad_nvme::identify::IdentifyController;
-use dyad_nvme::types::{BLOCK_BYTES, BlockCount, HostId, Lba, NamespaceId};
+use dyad_nvme::types::{BLOCK_BYTES, BlockCount, CommandId, HostId, Lba, NamespaceId};
 use dyad_nvme::{Status, SubmissionEntry};
 use dyad_reactor::sync::{Inbox, Pending, Signal};
 use dyad_reactor::{Executor, Fifo, Handle};
@@ -61,7 +61,7 @@ pub struct Options {
     pub queue_depth: u16,
     /// What a command may take before it is aborted.
     pub command_timeout: Duration,
-    /// What an admin command may take before the controller is reset.
+    /// What an admin command may take before the controller is reset. Asynchronous Event Requests wait for ever.
     pub admin_timeout: Duration,
     /// Which namespace; by default the controller's first.
     pub namespace: Option<NamespaceId>,
@@ -96,6 +96,28 @@ enum Protection {
     },
 }
 
+/// What [`Driver::poll`] found, for the watch to do.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Verdict {
+    /// The controller answers nonsense, or not at all.
+    Reset,
+    /// The device does not take memory that the reactor works with.
+    Fail,
+}
+
+/// Where the Asynchronous Event Request is.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Listening {
+    /// Not sent yet.
+    No,
+    /// At the controller.
+    Asked(CommandId),
+    /// An event was reported; reading this log page lets the controller report the next.
+    Heard(u8),
+    /// The controller takes none: nothing is heard before its next reset.
+    Refused,
+}
+
 struct Core {
     state: State,
     info: DeviceInfo,
@@ -107,14 +129,16 @@ struct Core {
     /// Goes on while commands are outstanding; see `watch`.
     tick: u32,
     ticking: bool,
-    /// The device answered nonsense: the watch is to reset it.
-    nonsense: bool,
-    /// Asynchronous Event Request is at the controller.
-    listening: Option<dyad_nvme::types::CommandId>,
+    verdict: Option<Verdict>,
+    listening: Listening,
+    /// The device reaches all memory that was mapped; before that no command is shown to it.
+    settled: bool,
 }
 
 struct Shared<F: PciFunction> {
     function: F,
+    /// The longest that CSTS.RDY may take to follow CC.EN.
+    ready_within: Duration,
     handle: Handle,
     options: Options,
     host: HostId,
@@ -172,7 +196,7 @@ impl<F: PciFunction> Driver<F> {
         host: [u8; 16],
         options: Options,
     ) -> Result<Self, AttachError> {
-        let driver = Self { shared: Shared::new(function, handle, host, options)? };
+        let driver = Self { shared: Shared::new(function, handle, host, options).await? };
         match driver.shared.bring_up().await {
             Ok(info) => {
                 driver.shared.run(info);
@@ -225,6 +249,21 @@ impl<F: PciFunction> Driver<F> {
     }
 }
 
+impl Core {
+    /// Commands may be shown to the device.
+    #[inline]
+    fn settle(&mut self, function: &impl PciFunction) -> bool {
+        if !self.settled {
+            match function.settled() {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) => self.settled = true,
+                Poll::Ready(Err(_)) => self.verdict = Some(Verdict::Fail),
+            }
+        }
+        self.settled
+    }
+}
+
 impl<F: PciFunction> Drop for Shared<F> {
     /// Nobody has the device any more, but it may still have memory of ours: it is stopped before that goes.
     fn drop(&mut self) {
@@ -245,32 +284,37 @@ impl<F: PciFunction> Shared<F> {
         core.admin.ring(&self.function);
         let listening = &mut core.listening;
         let mut outcome = core.admin.complete(|command, entry| {
-            if *listening == Some(command) {
-                *listening = None;
-                if entry.status().is_success() {
-                    // Full: whoever does not listen misses it.
-                    let _ = self.events.try_push(AsyncEvent::from_result(entry.result_low()));
-                }
+            if *listening != Listening::Asked(command) {
+                return;
+            }
+            *listening = Listening::Refused;
+            if entry.status().is_success() {
+                let event = AsyncEvent::from_result(entry.result_low());
+                *listening = Listening::Heard(event.log_page);
+                // Full: whoever does not listen misses it.
+                let _ = self.events.try_push(event);
             }
         });
+        let mut held = 0;
         // Who has talked nonsense is not listened to before its reset.
-        if core.state == State::Running && !core.nonsense {
-            core.io.ring(&self.function);
+        if core.state == State::Running && core.verdict.is_none() {
+            if core.settle(&self.function) {
+                core.io.ring(&self.function);
+            } else {
+                // Looked at again in the next turn, not after a sleep.
+                held = usize::from(core.io.outstanding() > 0);
+            }
             outcome = outcome.and_then(|admin| core.io.complete(|_, _| {}).map(|io| admin + io));
         }
-        match outcome {
-            Ok(count) => {
-                if core.listening.is_none() && core.state == State::Running {
-                    self.alarm.notify_all();
-                }
-                count
-            }
-            Err(channel::Nonsense) => {
-                core.nonsense = true;
-                self.alarm.notify_all();
-                0
-            }
+        let count = outcome.unwrap_or_else(|channel::Nonsense| {
+            core.verdict = Some(Verdict::Reset);
+            0
+        });
+        let heard = matches!(core.listening, Listening::No | Listening::Heard(_));
+        if core.state == State::Running && (heard || core.verdict.is_some()) {
+            self.alarm.notify_all();
         }
+        count + held
     }
 
     /// The controller is up.
@@ -407,7 +451,9 @@ impl<F: PciFunction> Device for Driver<F> {
             DmaError::Gone => SubmitError::Gone,
             DmaError::Unreachable | DmaError::Full | DmaError::NoMemory => SubmitError::Invalid,
         })?;
-        self.shared.core.borrow_mut().mappings.add(memory, address.0);
+        let mut core = self.shared.core.borrow_mut();
+        core.mappings.add(memory, address.0);
+        core.settled = false;
         Ok(())
     }
 

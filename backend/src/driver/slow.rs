@@ -21,7 +21,7 @@ use crate::device::{
 use crate::pci::PciFunction;
 
 /// How long between two looks for an answer.
-const ANSWER_INTERVAL: Duration = Duration::from_micros(50);
+pub(super) const ANSWER_INTERVAL: Duration = Duration::from_micros(50);
 
 /// Which queue pair.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]

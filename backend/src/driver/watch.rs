@@ -3,7 +3,8 @@
 //! Time is counted in ticks of an eighth of the command time-out, and only while commands are outstanding; submitting
 //! reads no clock. A command that is outstanding for more than eight ticks is aborted. If it has not ended two ticks
 //! later the controller is reset, and if that fails the device has failed. A command that is a whole tick old is reason
-//! enough to look whether the device is still there.
+//! enough to look whether the device is still there: a register that reads as all ones, or is not answered, says that it
+//! is not. Looking leaves the reactor to others, whatever the device does.
 
 use std::rc::Weak;
 
@@ -12,7 +13,7 @@ use dyad_nvme::log;
 use dyad_nvme::register::{self, ControllerStatus};
 use dyad_nvme::types::{CommandId, NamespaceId};
 
-use super::{Shared, State};
+use super::{Listening, Shared, State, Verdict};
 use crate::pci::PciFunction;
 
 /// Ticks in a command time-out.
@@ -43,12 +44,12 @@ pub(super) async fn watch<F: PciFunction>(driver: Weak<Shared<F>>) {
     loop {
         let Some(shared) = driver.upgrade() else { return };
         shared.hear_events().await;
-        match shared.next_step() {
+        match shared.next_step().await {
             Step::Rest => {
                 let alarm = shared.alarm.clone();
                 let seen = alarm.generation();
                 // Submitted between the step and here: `ticking` says so.
-                if shared.core.borrow().ticking || shared.core.borrow().nonsense {
+                if shared.core.borrow().ticking || shared.core.borrow().verdict.is_some() {
                     continue;
                 }
                 drop(shared);
@@ -73,23 +74,27 @@ pub(super) async fn watch<F: PciFunction>(driver: Weak<Shared<F>>) {
 }
 
 impl<F: PciFunction> Shared<F> {
-    fn next_step(&self) -> Step {
-        let mut core = self.core.borrow_mut();
-        if core.state == State::Failed {
-            return Step::End;
-        }
-        if core.nonsense {
-            return Step::Reset;
-        }
-        let Some((command, age, aborting)) = core.io.oldest(core.tick) else {
-            core.ticking = false;
-            return Step::Rest;
+    async fn next_step(&self) -> Step {
+        let (command, age, aborting) = {
+            let mut core = self.core.borrow_mut();
+            if core.state == State::Failed {
+                return Step::End;
+            }
+            match core.verdict {
+                Some(Verdict::Reset) => return Step::Reset,
+                Some(Verdict::Fail) => return Step::Fail,
+                None => {}
+            }
+            let Some(oldest) = core.io.oldest(core.tick) else {
+                core.ticking = false;
+                return Step::Rest;
+            };
+            oldest
         };
-        drop(core);
         if age == 0 {
             return Step::Tick;
         }
-        let status = ControllerStatus(self.function.read32(register::CSTS));
+        let status = ControllerStatus(self.register(register::CSTS).await);
         match (aborting, age) {
             _ if status.gone() => Step::Fail,
             _ if status.fatal() || !status.ready() => Step::Reset,
@@ -123,14 +128,22 @@ impl<F: PciFunction> Shared<F> {
 
     /// Reads the log page of an event that was reported, which lets the controller report the next, and asks for it.
     async fn hear_events(&self) {
-        if self.core.borrow().state != State::Running || self.core.borrow().listening.is_some() {
-            return;
-        }
-        for page in [log::ERROR, log::SMART, log::CHANGED_NAMESPACES, log::RESERVATION_NOTIFICATION] {
-            let mut head = [0; 64];
-            let command = SubmissionEntry::get_log_page(page, NamespaceId::ALL, 0, 64, false);
-            // A page that the controller does not have is one that it reports no events about.
-            let _ = self.admin(command, &[], &mut head).await;
+        let (state, listening) = {
+            let core = self.core.borrow();
+            (core.state, core.listening)
+        };
+        match listening {
+            _ if state != State::Running => return,
+            Listening::Asked(_) | Listening::Refused => return,
+            Listening::Heard(
+                page @ (log::ERROR | log::SMART | log::CHANGED_NAMESPACES | log::RESERVATION_NOTIFICATION),
+            ) => {
+                let mut head = [0; 64];
+                let command = SubmissionEntry::get_log_page(page, NamespaceId::ALL, 0, 64, false);
+                // A page that cannot be read is one that nothing more is heard about.
+                let _ = self.admin(command, &[], &mut head).await;
+            }
+            Listening::Heard(_) | Listening::No => {}
         }
         self.request_event();
     }

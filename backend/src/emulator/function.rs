@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::task::Poll;
 
 use dyad_matrix::{Memory, MemoryId};
 use dyad_reactor::{Clock, Time};
@@ -46,8 +47,8 @@ impl std::fmt::Debug for EmulatedFunction {
 }
 
 impl PciFunction for EmulatedFunction {
-    fn read32(&self, offset: u32) -> u32 {
-        self.subsystem.borrow().read32(self.port, offset)
+    fn read32(&self, offset: u32) -> Poll<u32> {
+        Poll::Ready(self.subsystem.borrow().read32(self.port, offset))
     }
 
     fn write32(&self, offset: u32, value: u32) {

@@ -12,9 +12,10 @@
 //! serves one client at a time per thread, cannot be stopped, and panics on a version message that is short or not
 //! terminated. It is the judge instead: tests connect its client to our server, and our client to its server.
 //!
-//! Rooms: `wire` the messages; `socket` bytes and descriptors (the only unsafe code); `client`; `server`, one connection of one port.
+//! Rooms: `wire` the messages; `socket` bytes and descriptors (the only unsafe code); `client` and its `questions`; `server`, one connection of one port.
 
 mod client;
+mod questions;
 pub(crate) mod server;
 mod socket;
 mod wire;

@@ -14,11 +14,8 @@ use dyad_reactor::Time;
 use nix::errno::Errno;
 
 use super::socket::{Closed, Message, Receiver, send};
-use super::wire::{self, Access, Dma, RegionInfo, command, flag, message, vfio};
+use super::wire::{self, Access, Dma, MAPPINGS_MAX, RegionInfo, command, flag, message, vfio};
 use crate::emulator::{BAR_BYTES, DOORBELL_PAGE, MSIX_PAGE, Subsystem};
-
-/// Mappings of one client: each is a mapping of this process too.
-const MAPPINGS_MAX: usize = 256;
 
 /// Bytes of configuration space.
 const CONFIG_BYTES: usize = 256;

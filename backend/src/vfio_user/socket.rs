@@ -3,7 +3,7 @@
 #![allow(unsafe_code)] // a descriptor that the kernel has just handed over becomes an `OwnedFd`, here and nowhere else
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
@@ -15,8 +15,8 @@ use super::wire::{FDS_MAX, HEADER, Header, MESSAGE_MAX};
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) struct Closed;
 
-/// Sends a whole message; with descriptors on its first byte. Blocks as the socket's mode and time-out say; what does not go at once on a non-blocking socket
-/// closes the connection, because replies are far smaller than a socket's buffer.
+/// Sends a whole message; with descriptors on its first byte. What does not go at once closes the connection: messages are far smaller than a socket's
+/// buffer. Sockets here do not block.
 pub(super) fn send(stream: &UnixStream, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Closed> {
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
@@ -54,7 +54,7 @@ pub(super) struct Message {
 }
 
 impl Receiver {
-    /// The next message. On a non-blocking socket `None` if it is not all there yet; on a blocking one a time-out closes the connection.
+    /// The next message, if it is all there.
     pub(super) fn receive(&mut self, stream: &UnixStream) -> Result<Option<Message>, Closed> {
         loop {
             let header = self.bytes.first_chunk::<HEADER>().map(Header::from_bytes);
@@ -72,7 +72,7 @@ impl Receiver {
             debug_assert!(whole <= MESSAGE_MAX);
             match self.more(stream, whole) {
                 Ok(()) => {}
-                Err(Errno::EAGAIN) if is_non_blocking(stream) => return Ok(None),
+                Err(Errno::EAGAIN) => return Ok(None),
                 Err(_) => return Err(Closed),
             }
         }
@@ -108,12 +108,6 @@ fn receive_into(stream: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -
         }
     }
     Ok(message.bytes)
-}
-
-fn is_non_blocking(stream: &UnixStream) -> bool {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    fcntl(stream.as_fd(), FcntlArg::F_GETFL)
-        .is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK))
 }
 
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {

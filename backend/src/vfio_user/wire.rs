@@ -9,6 +9,9 @@ pub(super) const MESSAGE_MAX: usize = 64 << 10;
 /// Descriptors that one message may carry.
 pub(super) const FDS_MAX: usize = 8;
 
+/// Mappings of one client: each is a mapping of the server's process too.
+pub(super) const MAPPINGS_MAX: usize = 256;
+
 /// Commands.
 pub(super) mod command {
     pub(in crate::vfio_user) const VERSION: u16 = 1;

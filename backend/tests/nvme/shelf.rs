@@ -1,5 +1,6 @@
 //! Directors and shelves that die, over vfio-user.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -167,6 +168,33 @@ fn a_shelf_that_dies_or_stops_under_load_ends_every_command() {
         }
         assert!(a.driver.failed());
     }
+}
+
+#[test]
+fn a_stopped_shelf_does_not_hold_the_reactor() {
+    let directory = tempfile::tempdir().unwrap();
+    let shelf = Role::start("shelf", directory.path());
+    let a = Side::new(directory.path(), 0, A);
+    let longest = Cell::new((BootClock.now(), Duration::ZERO));
+    let turn = || {
+        let (last, gap) = longest.get();
+        let now = BootClock.now();
+        longest.set((now, gap.max(now.since(last))));
+        a.driver.poll()
+    };
+    a.write(1, 1).unwrap();
+    shelf.stop();
+    // Memory that comes late, a command that names it, the look at the registers, the end: none of it waits for the shelf.
+    let late = Memory::shared("late", 4096, HugePages::No).unwrap();
+    turn();
+    a.driver.map(&late).unwrap();
+    let segments = [late.segment(0, 4096).unwrap()];
+    let command = a.driver.submit(Io::Read { lba: Lba(1), segments: &segments }).unwrap();
+    assert_eq!(block_on(&a.executor, turn, command), Err(DeviceError::Gone));
+    assert!(a.driver.failed());
+    // A question that the reactor waited for would be a second long; a lease has 600 ms (PROTOCOLS 4.1).
+    let (_, gap) = longest.get();
+    assert!(gap < Duration::from_millis(600), "the reactor stood still for {gap:?}");
 }
 
 #[test]
