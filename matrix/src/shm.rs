@@ -34,7 +34,7 @@ mod agent;
 mod connection;
 mod control;
 #[cfg(any(test, fuzzing))]
-mod fuzz;
+pub mod fuzz;
 mod layout;
 #[cfg(all(test, loom))]
 mod loom_model;
@@ -61,8 +61,6 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use crate::memory::MapError;
 use crate::provider::{Capabilities, ViId};
 use agent::AgentHandle;
-#[cfg(fuzzing)]
-pub use fuzz::fuzz;
 use layout::{Geometry, StatusShape};
 use state::State;
 use status::OwnStatus;

@@ -104,7 +104,13 @@ impl Vi {
     }
 
     /// Takes up to `most` entries from the peer.
-    fn receive(&mut self, vi: ViId, cqs: &mut Queues, regions: &Regions, most: usize) -> Result<usize, BrokenReason> {
+    pub(super) fn receive(
+        &mut self,
+        vi: ViId,
+        cqs: &mut Queues,
+        regions: &Regions,
+        most: usize,
+    ) -> Result<usize, BrokenReason> {
         let reliable = self.is_reliable();
         let Self { link: Some(link), receives, attributes, .. } = self else { return Ok(0) };
         for taken in 0..most {
