@@ -1,8 +1,10 @@
 //! What every implementation of [`Registry`] is tested for: the promises of the trait, through any number of clients.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::task::Poll;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 
 use super::{Cas, Key, Registry, RegistryError, Revision, VALUE_BYTES_MAX, Versioned};
 
@@ -14,6 +16,26 @@ pub(super) trait World {
     fn client(&mut self) -> Self::Client;
 
     fn run<F: Future>(&mut self, future: F) -> F::Output;
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for what another thread does.
+pub(super) fn block_on<F: Future>(future: F) -> F::Output {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        thread::park();
+    }
 }
 
 pub(super) fn key(name: &str) -> Key {

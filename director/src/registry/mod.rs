@@ -4,18 +4,24 @@
 //! promises is stated once, here, and tested once, by one suite (`conformance`) that every implementation passes.
 //!
 //! - [`FileRegistry`]: embedded, for the directors of one host: a directory.
+//! - [`EtcdRegistry`]: for several hosts: an etcd cluster.
 //! - [`FakeRegistry`]: for the simulator: latency, cuts, lost and repeated messages.
-//! - etcd, for several hosts: a later issue, with watch and lease.
+//!
+//! Watch and lease need no operations of their own: a record that somebody keeps changing is a lease to whoever reads it (PROTOCOLS 4.4), and
+//! reading again is a watch.
 
 mod answer;
+mod etcd;
 mod fake;
 mod file;
+mod worker;
 
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::num::NonZeroU64;
 
+pub use etcd::{EndpointError, EtcdConfig, EtcdRegistry, StartError};
 pub use fake::{FakeClient, FakeRegistry, Faults, Link, Timing};
 pub use file::{FileRegistry, OpenError};
 

@@ -22,9 +22,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::super::{Cas, Damage, Key, RegistryError, Revision, VALUE_BYTES_MAX, Versioned};
 use super::record;
-use crate::registry::KEY_BYTES_MAX;
+use crate::registry::{Cas, Damage, KEY_BYTES_MAX, Key, RegistryError, Revision, VALUE_BYTES_MAX, Versioned, worker};
 
 /// Revisions that stay, so that a read that others overtake need not start over.
 const REVISIONS_KEPT: u64 = 4;
@@ -63,7 +62,27 @@ impl Store {
         Ok(Self { directory: directory.to_owned(), next: 0 })
     }
 
-    pub(super) fn get(&self, key: &Key) -> Result<Option<Versioned>, RegistryError> {
+    fn write_temporary(&mut self, directory: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+        let (path, mut file) = loop {
+            // Another process of that number may have died here, or live in another container.
+            let path = directory.join(format!("{TEMPORARY}{}-{}", std::process::id(), self.next));
+            self.next += 1;
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                file => break (path, file?),
+            }
+        };
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        if let Err(error) = written {
+            let _ = fs::remove_file(&path);
+            return Err(error);
+        }
+        Ok(path)
+    }
+}
+
+impl worker::Store for Store {
+    fn get(&mut self, key: &Key) -> Result<Option<Versioned>, RegistryError> {
         let directory = self.directory.join(key.as_str());
         for _ in 0..TRIES_MAX {
             let Some(revision) = highest(&directory).map_err(failed)? else { return Ok(None) };
@@ -81,12 +100,7 @@ impl Store {
         Err(RegistryError::Busy)
     }
 
-    pub(super) fn compare_and_swap(
-        &mut self,
-        key: &Key,
-        expected: Option<Revision>,
-        value: &[u8],
-    ) -> Result<Cas, RegistryError> {
+    fn compare_and_swap(&mut self, key: &Key, expected: Option<Revision>, value: &[u8]) -> Result<Cas, RegistryError> {
         let directory = self.directory.join(key.as_str());
         let next = expected.map_or(0, Revision::number).checked_add(1).and_then(Revision::new);
         let revision = next.ok_or(RegistryError::Full)?;
@@ -111,24 +125,6 @@ impl Store {
             }
         }
         Err(RegistryError::Busy)
-    }
-
-    fn write_temporary(&mut self, directory: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
-        let (path, mut file) = loop {
-            // Another process of that number may have died here, or live in another container.
-            let path = directory.join(format!("{TEMPORARY}{}-{}", std::process::id(), self.next));
-            self.next += 1;
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                file => break (path, file?),
-            }
-        };
-        let written = file.write_all(bytes).and_then(|()| file.sync_all());
-        if let Err(error) = written {
-            let _ = fs::remove_file(&path);
-            return Err(error);
-        }
-        Ok(path)
     }
 }
 

@@ -2,40 +2,16 @@
 
 use std::env;
 use std::fs;
-use std::future::Future;
 use std::io::{BufRead, BufReader, Lines};
-use std::pin::pin;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::*;
-use crate::registry::conformance::{World, conforms, key, won};
+use crate::registry::conformance::{World, block_on, conforms, key, won};
 use crate::registry::{Corruption, Damage};
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        thread::park();
-    }
-}
 
 /// Each client has its own thread and no memory in common with the others, like another process.
 struct OnDisk(TempDir);
@@ -168,23 +144,6 @@ fn a_directory_that_is_not_usable_is_named() {
     fs::write(&deep, b"").expect("write");
     let failed = block_on(registry.compare_and_swap(&key("pair"), None, b"1"));
     assert_eq!(failed, Err(RegistryError::Storage(io::ErrorKind::NotADirectory)));
-}
-
-#[test]
-fn a_full_queue_says_so() {
-    let (requests, inbox) = sync_channel(REQUESTS_MAX);
-    let registry = FileRegistry { requests };
-    let key = key("pair");
-    let mut waiting: Vec<_> = (0..REQUESTS_MAX).map(|_| Box::pin(registry.get(&key))).collect();
-    let mut cx = Context::from_waker(Waker::noop());
-    for get in &mut waiting {
-        assert!(get.as_mut().poll(&mut cx).is_pending());
-    }
-    assert_eq!(block_on(registry.get(&key)), Err(RegistryError::Busy));
-    // The thread dies: nobody knows what became of what it had.
-    drop(inbox);
-    assert!(waiting.into_iter().all(|get| block_on(get) == Err(RegistryError::Unknown)));
-    assert_eq!(block_on(registry.get(&key)), Err(RegistryError::Storage(io::ErrorKind::BrokenPipe)));
 }
 
 const COUNTING_IN: &str = "DYAD_TEST_REGISTRY";
