@@ -9,6 +9,7 @@ pub mod bytes;
 pub mod capsule;
 pub mod command;
 pub mod completion;
+pub mod discovery;
 pub mod fabrics;
 pub mod feature;
 pub mod identify;
@@ -19,6 +20,7 @@ pub mod register;
 pub mod reservation;
 pub mod sgl;
 pub mod status;
+pub mod tcp;
 pub mod types;
 
 pub use command::SubmissionEntry;
