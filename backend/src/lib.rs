@@ -15,6 +15,7 @@ pub mod raid;
 mod testing;
 
 pub mod shelf;
+pub mod vfio;
 pub mod vfio_user;
 
 pub use device::Device;

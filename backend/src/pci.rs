@@ -22,6 +22,17 @@ pub enum DmaError {
     /// No memory could be made.
     #[error("no memory for the device's queues")]
     NoMemory,
+    /// Memory that a real device reaches is locked, and this process may not lock so much.
+    #[error(
+        "the limit on locked memory is too low: {needed} more bytes are needed and {left} are left; raise it with \
+         LimitMEMLOCK= in the service's unit (or `ulimit -l`), to all memory of the director for every device"
+    )]
+    LockLimit {
+        /// Bytes to be locked.
+        needed: u64,
+        /// Bytes that may still be.
+        left: u64,
+    },
     /// The function was removed, or its process is gone.
     #[error("the device is gone")]
     Gone,
@@ -91,6 +102,12 @@ pub trait PciFunction: 'static {
     /// Masks vector 0, or unmasks it. Signalled while masked means signalled when unmasked. Masked at first.
     fn mask_interrupt(&self, masked: bool) {
         let _ = masked;
+    }
+
+    /// The function is to be given up: it is being unplugged, or another driver asks for it, and whoever does so waits for
+    /// [`Self::reset`]. Looked at when the reactor was woken, and now and then under load.
+    fn is_leaving(&self) -> bool {
+        false
     }
 
     /// Stops the device whatever it does: function level reset, or disconnection. Mappings may be gone afterwards.

@@ -14,7 +14,7 @@
 //! | `Starting` | the controller is up, the namespace identified | `Running` |
 //! | `Starting` | anything fails | `Failed` |
 //! | `Running` | a command stays overdue after Abort, an admin command has no answer; the controller is fatal, or answers nonsense | `Resetting` |
-//! | `Running` | registers read as all ones, or are not answered; memory was refused | `Failed` |
+//! | `Running` | registers read as all ones, or are not answered; memory was refused; the device is asked back | `Failed` |
 //! | `Resetting` | the controller is up, the namespace is the same | `Running` |
 //! | `Resetting` | anything fails | `Failed` |
 //!
@@ -101,7 +101,7 @@ enum Protection {
 enum Verdict {
     /// The controller answers nonsense, or not at all.
     Reset,
-    /// The device does not take memory that the reactor works with.
+    /// The device does not take memory that the reactor works with, or is to be given up.
     Fail,
 }
 
@@ -449,7 +449,9 @@ impl<F: PciFunction> Device for Driver<F> {
         }
         let address = self.shared.function.map_dma(memory).map_err(|error| match error {
             DmaError::Gone => SubmitError::Gone,
-            DmaError::Unreachable | DmaError::Full | DmaError::NoMemory => SubmitError::Invalid,
+            DmaError::Unreachable | DmaError::Full | DmaError::NoMemory | DmaError::LockLimit { .. } => {
+                SubmitError::Invalid
+            }
         })?;
         let mut core = self.shared.core.borrow_mut();
         core.mappings.add(memory, address.0);
@@ -482,6 +484,10 @@ impl<F: PciFunction> dyad_reactor::Source for Driver<F> {
 
     fn disarm(&mut self) {
         self.shared.function.mask_interrupt(true);
+        if self.shared.function.is_leaving() {
+            self.shared.core.borrow_mut().verdict = Some(Verdict::Fail);
+            self.shared.alarm.notify_all();
+        }
     }
 
     fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {

@@ -80,6 +80,9 @@ impl<F: PciFunction> Shared<F> {
             if core.state == State::Failed {
                 return Step::End;
             }
+            if self.function.is_leaving() {
+                return Step::Fail;
+            }
             match core.verdict {
                 Some(Verdict::Reset) => return Step::Reset,
                 Some(Verdict::Fail) => return Step::Fail,

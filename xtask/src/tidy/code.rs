@@ -72,6 +72,7 @@ const UNSAFE_ROOMS: &[(&str, &str)] = &[
     ("reactor/tests/allocations/", "the global allocator of a test, which counts"),
     ("matrix/src/memory", "mapped memory that peers and devices write: raw pointers, never references"),
     ("matrix/src/shm/", "rings and regions shared with another process"),
+    ("backend/src/vfio/", "system calls of VFIO, and registers behind a mapping"),
     ("backend/src/vfio_user/", "doorbells and DMA regions shared with another process"),
     ("backend/src/parity/", "vector loads and stores of blocks that devices may be writing"),
     ("backend/src/block/", "memory that the kernel fills while a request is in flight"),
