@@ -612,7 +612,8 @@ impl<D: Device, P: Provider> Cache<D, P> {
 
     async fn group_write(&self, range: TrackRange, segments: &[Segment]) -> Result<(), CacheError> {
         let lba = self.group_lba(range)?;
-        self.inner.group.write(lba, segments, true).await.map_err(|error| self.group_failed(error))
+        let fua = !is_active(Mutation::CleanInDeviceCache);
+        self.inner.group.write(lba, segments, fua).await.map_err(|error| self.group_failed(error))
     }
 
     async fn fill_from_group(&self, range: TrackRange, deadline: Time) -> Result<(), CacheError> {

@@ -2,6 +2,19 @@
 //!
 //! Each names the rule that it breaks. Without the feature `mutations`, which only the mutation test turns on, every
 //! question is answered `false` at compile time and nothing of it is left in the program.
+//!
+//! Rules of PROTOCOLS that exist in code and have none here, because breaking them alone changes nothing that anybody could see:
+//! - 2.2, a message of another epoch or incarnation: what arrives on a VI that is not of the current link is dropped, a link joins two
+//!   incarnations, and it ends before either leaves the epoch; so on one link there is one epoch and the zero of a partner that joins, to
+//!   which nothing is granted and which grants nothing;
+//! - 2.4, an unknown generation: there is one volume, and it is never deleted;
+//! - 3.2, the partner's check of the CRC: a link is reliable, so bytes have landed when their commit record comes, and whoever adopts them
+//!   checks again;
+//! - 3.6, what is reserved: asserted where it is reserved;
+//! - 4.6, 4.8, the operator, and stopping without a registry: nothing is done there that could be done wrongly, but for `UnknownIsWon`;
+//! - 5.3, a fenced director that goes on: the devices refuse it, which is what the rule relies on; what it may read ended with its lease;
+//! - 9.3, draining: a session's VI is revoked when a newer one asks, a command that has its bytes by then holds its turn at the track, and
+//!   the one that is sent again waits behind it.
 
 /// A rule broken on purpose.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
@@ -37,6 +50,8 @@ pub enum Mutation {
     TakeOverWithoutFencing,
     /// PROTOCOLS 5.2: the winner fences one device and leaves out the others.
     FenceOneDevice,
+    /// PROTOCOLS 5.4: a device that missed writes is left out of its group without being put on record.
+    GoOnUnrecorded,
     /// PROTOCOLS 4.3: the winner does not adopt what the lost home had committed.
     TakeOverWithoutAdopting,
     /// PROTOCOLS 7.4: whoever becomes home leaves legs different that a lost home left in the middle of a write.
@@ -51,6 +66,8 @@ pub enum Mutation {
     FlushBeforeDestage,
     /// PROTOCOLS 7.3, 3.4: blocks are called clean, and released, before media has them.
     CleanBeforeDurable,
+    /// PROTOCOLS 6.1, 7.3: blocks are called clean that a device has in its volatile cache.
+    CleanInDeviceCache,
     /// PROTOCOLS 9.1: a command that is sent again is applied again.
     ApplyTwice,
     /// PROTOCOLS 9.1: the partner does not remember which commands it mirrored.
@@ -63,7 +80,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::FreshLeavesBoth,
         Self::FetchOverAcknowledged,
         Self::AcknowledgeBeforeAnswer,
@@ -79,6 +96,7 @@ impl Mutation {
         Self::DecideWithoutWaiting,
         Self::TakeOverWithoutFencing,
         Self::FenceOneDevice,
+        Self::GoOnUnrecorded,
         Self::TakeOverWithoutAdopting,
         Self::LegsStayDifferent,
         Self::SoloAcknowledgesFromMemory,
@@ -86,6 +104,7 @@ impl Mutation {
         Self::JoinWithoutQuiescing,
         Self::FlushBeforeDestage,
         Self::CleanBeforeDurable,
+        Self::CleanInDeviceCache,
         Self::ApplyTwice,
         Self::PartnerForgetsOutcomes,
         Self::JoinWithoutOutcomes,

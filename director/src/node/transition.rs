@@ -260,7 +260,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         let revision = versioned.as_ref().map(|versioned| versioned.revision);
         let mut value = versioned.map_or(Vec::new(), |versioned| versioned.value);
         let failed = devices_of(&value);
-        if failed.contains(&device) {
+        if failed.contains(&device) || is_active(Mutation::GoOnUnrecorded) {
             return true;
         }
         // A director that is not the home may have lost no more than its own way to the device.

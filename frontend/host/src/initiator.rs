@@ -178,6 +178,12 @@ impl<P: Provider> Initiator<P> {
         self.inner.path.get().map(|path| path.index)
     }
 
+    /// Number of the oldest command without an answer: directors remember what they applied from it on.
+    #[must_use]
+    pub fn oldest_outstanding(&self) -> Option<u64> {
+        self.inner.outstanding.borrow().iter().copied().min()
+    }
+
     /// Frames that an old path may still write to.
     #[must_use]
     pub fn quarantined_frames(&self) -> usize {

@@ -54,23 +54,20 @@ pub enum Violation {
         /// Its number.
         found: u64,
     },
-    /// Memory that a host owned was changed.
-    HostMemory {
-        /// The block that it was being written to.
-        block: u64,
-    },
+    /// Memory that a host owned, and had lent to nobody, was changed.
+    HostMemory,
 }
 
 impl Violation {
-    /// The block that it is about.
+    /// The block that it is about, if it is about one.
     #[must_use]
-    pub fn block(&self) -> u64 {
+    pub fn block(&self) -> Option<u64> {
         match self {
             Self::Order { block, .. }
             | Self::Unflushed { block, .. }
             | Self::Garbage { block, .. }
-            | Self::FromNowhere { block, .. }
-            | Self::HostMemory { block } => *block,
+            | Self::FromNowhere { block, .. } => Some(*block),
+            Self::HostMemory => None,
         }
     }
 }

@@ -33,6 +33,8 @@ pub enum Fault {
     Media,
     /// That device is gone for ever.
     Device,
+    /// A director loses its own controller of that device until it starts again; its partner has another one.
+    Controller,
     /// A device aborts what it is doing, loses its volatile cache, and has forgotten its reservations. Only while the pair is
     /// whole: whoever was fenced by them would be no more.
     Shelf,
@@ -47,7 +49,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Crash,
         Self::Pause,
         Self::Link,
@@ -58,6 +60,7 @@ impl Fault {
         Self::Delay,
         Self::Media,
         Self::Device,
+        Self::Controller,
         Self::Shelf,
         Self::Memory,
         Self::Host,
@@ -115,7 +118,7 @@ impl FaultKinds {
     /// A part of these, as the seed has it, never none if there is one: runs with few kinds reach states that runs with all do not.
     #[must_use]
     pub fn swarm(self, rng: &mut SeededRng) -> Self {
-        let one_in = 2 + rng.below(3);
+        let one_in = 2 + rng.below(6);
         let drawn = Fault::ALL.iter().filter(|fault| self.has(**fault) && rng.one_in(one_in));
         match drawn.fold(Self::NONE, |kinds, fault| kinds.with(*fault)) {
             Self::NONE => self,

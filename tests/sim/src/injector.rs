@@ -6,7 +6,7 @@ use dyad_backend::fake::{BadBlock, Delay};
 use dyad_director::membership::{DirectorId, PairState};
 use dyad_director::registry::{Faults, Link};
 use dyad_matrix::frames::FRAME_BYTES;
-use dyad_matrix::sim::{FabricConfig, LinkProfile};
+use dyad_matrix::sim::LinkProfile;
 use dyad_nvme::types::Lba;
 use dyad_reactor::{Rng, SeededRng, Time};
 
@@ -39,6 +39,8 @@ pub struct Injector {
     weak: usize,
     weak_is_gone: bool,
     done: u64,
+    /// The next fault waits for an operation, but not for ever.
+    waits: bool,
     seen: [&'static str; 2],
 }
 
@@ -49,7 +51,18 @@ impl Injector {
         let next = Time::from_nanos(300_000_000 + rng.below(1_000_000_000));
         let between = Duration::from_millis(300 + rng.below(1700));
         let weak = usize::from(rng.one_in(2));
-        Self { kinds, rng, next, between, repairs: Vec::new(), weak, weak_is_gone: false, done: 0, seen: [""; 2] }
+        Self {
+            kinds,
+            rng,
+            next,
+            between,
+            repairs: Vec::new(),
+            weak,
+            weak_is_gone: false,
+            done: 0,
+            waits: false,
+            seen: [""; 2],
+        }
     }
 
     /// Faults so far.
@@ -96,9 +109,19 @@ impl Injector {
             let soon = now + up_to(&mut self.rng, Duration::from_millis(30));
             self.next = self.next.min(soon);
         }
-        if now >= self.next {
+        let trap = pair.workload.trap().clone();
+        if now < self.next && !trap.is_sprung() {
+            return;
+        }
+        if self.waits || self.rng.one_in(4) {
+            self.waits = false;
+            trap.unset();
             self.next = now + up_to(&mut self.rng, self.between);
             self.done += u64::from(self.inject(kernel, pair));
+        } else {
+            self.waits = true;
+            trap.set();
+            self.next = now + pair.timing().lease;
         }
     }
 
@@ -109,7 +132,7 @@ impl Injector {
             Repair::StartHost(host) => pair.start_host(kernel, host),
             Repair::Resume(director) => pair.resume_director(kernel, director),
             Repair::Heal { from, to } => pair.fabric.heal(&from, &to),
-            Repair::Hasten { from, to } => pair.fabric.set_link(&from, &to, FabricConfig::default().link),
+            Repair::Hasten { from, to } => pair.fabric.set_link(&from, &to, pair.link),
             Repair::Registry => pair.registry.set_faults(Faults::default()),
             Repair::RegistryLink(director) => {
                 if let Some(director) = pair.director(director) {
@@ -151,12 +174,11 @@ impl Injector {
             }
             Fault::Partition => self.partition(kernel, pair),
             Fault::Slow => {
-                let profile = FabricConfig::default().link;
                 let latency = up_to(&mut self.rng, lease / 2);
                 for from in self.ways() {
                     let (from, to) = (pair.name(*from), pair.name(from.partner()));
                     pair.timeline.say(|| format!("{from} -> {to} takes {latency:?}"));
-                    pair.fabric.set_link(&from, &to, LinkProfile { latency, ..profile });
+                    pair.fabric.set_link(&from, &to, LinkProfile { latency, ..pair.link });
                     let time = up_to(&mut self.rng, lease * 3);
                     self.mend_after(kernel, time, Repair::Hasten { from, to });
                 }
@@ -178,6 +200,11 @@ impl Injector {
                 pair.timeline.say(|| format!("device {} is gone", self.weak));
                 self.weak_is_gone = true;
                 pair.media[self.weak].fail();
+            }
+            Fault::Controller if !self.weak_is_gone && self.rng.one_in(4) => {
+                let (name, weak) = (pair.name(director), self.weak);
+                pair.timeline.say(|| format!("{name} loses its controller of device {weak}"));
+                pair.remove_controller(director, weak);
             }
             Fault::Shelf if pair.is_whole() => {
                 let medium = place(&mut self.rng, 2);

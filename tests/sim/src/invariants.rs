@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use dyad_cache::record::CommandId;
 use dyad_cache::{Epoch, Regime};
 use dyad_director::membership::DirectorId;
 use dyad_matrix::frames::FRAME_BYTES;
 
-use crate::pair::{BOTH, Pair, device_id, host_identifier};
+use crate::pair::{BOTH, Director, Pair, SimNode, device_id, host_identifier};
 
 /// Something that must not be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,10 @@ pub enum Broken {
     NotFenced(usize),
     /// The partner does not have what the home believes it has, or has what the home does not know of (PROTOCOLS 3).
     MirrorDiffers,
+    /// The home knows that a command was applied, and its partner does not (PROTOCOLS 9.1, 9.3).
+    OutcomesDiffer,
+    /// Memory that a director took back from its partner can be written by it (PROTOCOLS 3.5).
+    NotRevoked(DirectorId),
     /// The devices of the group differ (PROTOCOLS 7).
     LegsDiffer(u64),
     /// Frames are neither free nor in use.
@@ -38,6 +43,8 @@ impl fmt::Display for Broken {
             Self::TwoHomes(epoch) => write!(f, "both directors are home in epoch {}", epoch.0),
             Self::NotFenced(device) => write!(f, "device {device} is open to a director that was put out"),
             Self::MirrorDiffers => write!(f, "the mirror is not what its home believes"),
+            Self::OutcomesDiffer => write!(f, "the partner would apply a command again"),
+            Self::NotRevoked(director) => write!(f, "{director:?}'s partner reaches memory that was taken from it"),
             Self::LegsDiffer(lba) => write!(f, "block {lba} differs on the devices though nothing is being written"),
             Self::FramesLost { of, frames } => write!(f, "{frames} frames of {of} are neither free nor in use"),
         }
@@ -77,7 +84,20 @@ impl Watch {
                 }
             }
         }
-        Ok(())
+        Self::outcomes(pair)
+    }
+
+    /// Of commands that a host has no answer to, those that the home applied are known to a partner that may take over.
+    fn outcomes(pair: &Pair) -> Result<(), Broken> {
+        let both = || BOTH.into_iter().filter_map(|me| pair.node(me));
+        let Some(home) = both().find(|node| matches!(node.regime(), Regime::Mirrored(_))) else { return Ok(()) };
+        let is_partner =
+            |node: &&SimNode| !node.serves() && node.state_name() == "both" && node.epoch() == home.epoch();
+        let Some(partner) = both().find(is_partner) else { return Ok(()) };
+        let known = partner.cache().outcomes();
+        let needed = |id: &CommandId| pair.oldest_outstanding(id.origin).is_some_and(|oldest| id.sequence >= oldest);
+        let same = home.cache().outcomes().all().into_iter().filter(needed).all(|id| known.contains(id));
+        if same { Ok(()) } else { Err(Broken::OutcomesDiffer) }
     }
 
     /// What must be true of a whole pair when no host has an operation under way: the mirror is what the home has dirty.
@@ -119,6 +139,10 @@ impl Watch {
         for node in BOTH.into_iter().filter_map(|me| pair.node(me)) {
             let pool = node.cache().pool();
             all_there("a cache", pool.free_count() + node.cache().cached_blocks(), pool.memory().len())?;
+        }
+        let reached = |me: &DirectorId| pair.director(*me).is_some_and(Director::is_reached);
+        if let Some(me) = BOTH.into_iter().find(reached) {
+            return Err(Broken::NotRevoked(me));
         }
         for host in pair.initiators() {
             let pool = dyad_host::Volume::pool(host);

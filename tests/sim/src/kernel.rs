@@ -1,5 +1,6 @@
 //! The kernel: processes whose tasks run in an order that the seed chooses, and time that moves only when nobody can run.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use dyad_reactor::executor::{Executor, Handle, Limits};
@@ -38,8 +39,20 @@ impl Process {
     }
 }
 
+/// Stops the kernel before its time. Clones stop the same one.
+#[derive(Clone, Default)]
+pub struct Interrupt(Rc<Cell<bool>>);
+
+impl Interrupt {
+    /// What runs until a moment comes back now.
+    pub fn raise(&self) {
+        self.0.set(true);
+    }
+}
+
 /// Runs processes in virtual time.
 pub struct Kernel {
+    interrupt: Interrupt,
     time: VirtualTime,
     order: Shuffled<SeededRng>,
     rng: SeededRng,
@@ -61,6 +74,7 @@ impl Kernel {
     #[must_use]
     pub fn new(time: &VirtualTime) -> Self {
         Self {
+            interrupt: Interrupt::default(),
             time: time.clone(),
             order: Shuffled(time.rng()),
             rng: time.rng(),
@@ -115,7 +129,13 @@ impl Kernel {
         self.running.extend(running.map(|(place, _)| place));
     }
 
-    /// Runs until virtual time reaches `until`.
+    /// What stops this kernel.
+    #[must_use]
+    pub fn interrupt(&self) -> Interrupt {
+        self.interrupt.clone()
+    }
+
+    /// Runs until virtual time reaches `until`, or it is interrupted.
     ///
     /// # Errors
     /// [`Stuck`].
@@ -123,6 +143,9 @@ impl Kernel {
         let mut polls_now = 0;
         loop {
             self.time.run_due();
+            if self.interrupt.0.take() {
+                return Ok(());
+            }
             self.fire_timers();
             if self.run_one() {
                 polls_now += 1;

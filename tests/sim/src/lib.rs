@@ -26,6 +26,7 @@ pub mod kernel;
 pub mod pair;
 pub mod run;
 pub mod timeline;
+pub mod trap;
 pub mod workload;
 
 pub use run::{Failure, Outcome, SimOptions, run};

@@ -14,9 +14,9 @@ use dyad_director::node::transition::{devices_of, failed_key, pair_key};
 use dyad_director::node::{HOST_SERVICE, Node, NodeConfig, SERVICE_TASKS, World, whole_group};
 use dyad_director::registry::{FakeClient, FakeRegistry};
 use dyad_host::{Initiator, InitiatorConfig};
-use dyad_matrix::Memory;
 use dyad_matrix::provider::NetAddress;
-use dyad_matrix::sim::{Fabric, SimProvider};
+use dyad_matrix::sim::{Fabric, LinkProfile, SimProvider};
+use dyad_matrix::{Memory, Provider};
 use dyad_nvme::types::{BLOCK_BYTES, BlockCount, HostId, Lba, NamespaceId};
 use dyad_reactor::executor::{Handle, Limits};
 use dyad_reactor::{DriftingClock, Rng, SeededRng, VirtualTime};
@@ -25,6 +25,7 @@ use crate::chance::one_of;
 use crate::checker::Model;
 use crate::kernel::{Kernel, ProcessId};
 use crate::timeline::{Detail, Timeline};
+use crate::trap::Trap;
 use crate::workload::{Load, Workload};
 
 /// Blocks of the volume.
@@ -54,6 +55,7 @@ pub struct Director {
     /// Its link to the registry.
     pub registry: FakeClient,
     ports: Vec<FakeDevice>,
+    provider: SimProvider,
     /// Everything it has let its partner write to; the last one is the mirror of now.
     mirrors: Rc<RefCell<Vec<Memory>>>,
 }
@@ -64,6 +66,14 @@ impl Director {
     pub fn mirror(&self) -> Option<Memory> {
         // The first one is the cache.
         self.mirrors.borrow().get(1..)?.last().cloned()
+    }
+
+    /// Its partner, or what was stopped in the middle of a write, reaches a mirror that was given up.
+    #[must_use]
+    pub fn is_reached(&self) -> bool {
+        let mirrors = self.mirrors.borrow();
+        let given_up = mirrors.iter().skip(1).rev().skip(1);
+        given_up.into_iter().any(|memory| self.provider.is_reachable(memory))
     }
 }
 
@@ -78,6 +88,8 @@ pub struct Pair {
     time: VirtualTime,
     /// The matrix.
     pub fabric: Fabric,
+    /// Its links, when nothing slows them down.
+    pub link: LinkProfile,
     /// The registry.
     pub registry: FakeRegistry,
     /// The devices.
@@ -100,7 +112,13 @@ pub struct Pair {
 impl Pair {
     /// A pair of which nothing runs yet.
     #[must_use]
-    pub fn new(number: usize, time: &VirtualTime, fabric: Fabric, timeline: &Timeline) -> Self {
+    pub fn new(
+        number: usize,
+        kernel: &Kernel,
+        time: &VirtualTime,
+        (fabric, link): (&Fabric, LinkProfile),
+        timeline: &Timeline,
+    ) -> Self {
         let mut rng = time.rng();
         let timing = Timing::default();
         let media = [0, 1].map(|place| FakeMedium::new(device_info(place), time.clone(), rng.next_u64()));
@@ -114,11 +132,14 @@ impl Pair {
         // From little more than the reserves to more than the volume.
         let cache_frames = 272 + u32::try_from(rng.below(256)).expect("small");
         let model = Model::new(VOLUME_BLOCKS, timeline.detail() > Detail::None);
-        let workload = Workload::new(time, Load::draw(&mut rng, VOLUME_BLOCKS), model, VOLUME_BLOCKS, HOSTS + 1);
+        let trap = Trap::new(time, kernel.interrupt(), link.latency);
+        let load = Load::draw(&mut rng, VOLUME_BLOCKS);
+        let workload = Workload::new(time, load, model, trap, VOLUME_BLOCKS, HOSTS + 1);
         Self {
             number,
             time: time.clone(),
-            fabric,
+            fabric: fabric.clone(),
+            link,
             registry,
             media,
             workload,
@@ -163,8 +184,9 @@ impl Pair {
         let registry = self.registry.client();
         let mirrors: Rc<RefCell<Vec<Memory>>> = Rc::default();
         let made = Rc::clone(&mirrors);
+        let provider = self.fabric.node(&self.name(me), u64::from(self.starts));
         let world = World {
-            provider: self.fabric.node(&self.name(me), u64::from(self.starts)),
+            provider: provider.clone(),
             devices: ports.clone(),
             failed: self.failed_devices(),
             registry: registry.clone(),
@@ -193,7 +215,7 @@ impl Pair {
         let (process, node) = kernel.start(&self.clocks[place], limits, |handle| Node::new(handle, config, world));
         let node = node.expect("the simulated world has room for a node");
         self.timeline.say(|| format!("{} starts as incarnation {incarnation:?}", self.name(me)));
-        self.directors[place] = Some(Director { process, node, registry, ports, mirrors });
+        self.directors[place] = Some(Director { process, node, registry, ports, provider, mirrors });
     }
 
     /// Ends a director at once, if it runs.
@@ -207,6 +229,13 @@ impl Pair {
             port.kill();
         }
         self.timeline.say(|| format!("{} is gone", self.name(me)));
+    }
+
+    /// Takes a director's controller of a device away, if it runs.
+    pub fn remove_controller(&self, me: DirectorId, device: usize) {
+        if let Some(director) = self.director(me) {
+            director.ports[device].remove();
+        }
     }
 
     /// Stops a director's tasks.
@@ -290,8 +319,11 @@ impl Pair {
     /// Starts a host with its workers, if it does not run.
     pub fn start_host(&mut self, kernel: &mut Kernel, host: usize) {
         let seeds: Vec<_> = (0..WORKERS).map(|_| self.rng.fork()).collect();
+        let watcher = self.rng.fork();
         let workload = self.workload.clone();
         self.start_initiator(kernel, host, |handle, initiator| {
+            workload.enlist(host);
+            handle.spawn("memory", workload.clone().watch_memory(host, handle.clone(), initiator.clone(), watcher));
             for rng in seeds {
                 workload.enlist(host);
                 let (workload, initiator, own) = (workload.clone(), initiator.clone(), handle.clone());
@@ -319,7 +351,7 @@ impl Pair {
         self.starts += 1;
         let provider = self.fabric.node(&self.host_name(host), u64::from(self.starts));
         let config = InitiatorConfig {
-            host: HostId([u8::try_from(host + 1).expect("few hosts"); 16]),
+            host: host_id(host),
             paths: BOTH.map(|me| NetAddress { host: self.name(me), discriminator: HOST_SERVICE }).to_vec(),
             namespace: NamespaceId(1),
             depth: HOST_DEPTH,
@@ -332,7 +364,7 @@ impl Pair {
         };
         let memory = Memory::anonymous(usize::from(HOST_DEPTH) * 8 * 16 * BLOCK_BYTES);
         let clock = DriftingClock::new(self.time.clone(), 0, Duration::ZERO);
-        let (process, initiator) = kernel.start(&clock, Limits { tasks: 8 + WORKERS, timers: 128 }, |handle| {
+        let (process, initiator) = kernel.start(&clock, Limits { tasks: 9 + WORKERS, timers: 128 }, |handle| {
             let initiator = Initiator::new(handle, provider, config, memory).expect("the simulated matrix has room");
             spawn(handle, initiator.clone());
             initiator
@@ -354,6 +386,13 @@ impl Pair {
         self.hosts[host].is_some()
     }
 
+    /// The oldest command that the host of this name has no answer to.
+    #[must_use]
+    pub fn oldest_outstanding(&self, origin: [u8; 16]) -> Option<u64> {
+        let host = (0..self.hosts.len()).find(|host| host_id(*host).0 == origin)?;
+        self.hosts[host].as_ref()?.initiator.oldest_outstanding()
+    }
+
     /// The hosts that run.
     pub fn initiators(&self) -> impl Iterator<Item = &Initiator<SimProvider>> {
         self.hosts.iter().flatten().map(|host| &host.initiator)
@@ -372,6 +411,10 @@ impl Pair {
 #[must_use]
 pub fn host_identifier(director: DirectorId) -> [u8; 16] {
     [director.index() + 1; 16]
+}
+
+fn host_id(host: usize) -> HostId {
+    HostId([u8::try_from(host + 1).expect("few hosts"); 16])
 }
 
 /// Names the device at a place of [`Pair::media`].

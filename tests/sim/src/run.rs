@@ -3,9 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use dyad_matrix::sim::{Fabric, FabricConfig};
-use dyad_reactor::{Clock, Rng, Time, VirtualTime};
+use dyad_matrix::sim::{Fabric, FabricConfig, LinkProfile};
+use dyad_reactor::{Clock, Rng, SeededRng, Time, VirtualTime};
 
+use crate::chance::one_of;
 use crate::faults::FaultKinds;
 use crate::injector::Injector;
 use crate::invariants::{Broken, Watch};
@@ -95,14 +96,15 @@ pub fn run(options: SimOptions) -> Outcome {
     let time = VirtualTime::new(options.seed);
     let mut rng = time.rng();
     let timeline = Timeline::new(&time, options.detail);
-    let fabric = Fabric::new(&time, FabricConfig { torn_one_in: 1 + rng.below(8), ..FabricConfig::default() });
+    let matrix = draw_matrix(&mut rng);
+    let fabric = Fabric::new(&time, matrix);
     if options.detail == Detail::Everything {
         let timeline = timeline.clone();
         fabric.on_trace(move |line| timeline.say(|| line.to_owned()));
     }
     let mut kernel = Kernel::new(&time);
     let stations = (0..options.pairs).map(|number| {
-        let mut pair = Pair::new(number, &time, fabric.clone(), &timeline);
+        let mut pair = Pair::new(number, &kernel, &time, (&fabric, matrix.link), &timeline);
         for director in BOTH {
             pair.start_director(&mut kernel, director);
         }
@@ -120,6 +122,7 @@ pub fn run(options: SimOptions) -> Outcome {
     if let Some(failure) = &failure {
         run.tell_failure(failure);
     }
+    time.forget_events();
     Outcome {
         failure,
         operations: run.stations.iter().map(|station| station.pair.workload.operations()).sum(),
@@ -129,6 +132,13 @@ pub fn run(options: SimOptions) -> Outcome {
         trace_hash: run.kernel.trace_hash(),
         timeline: timeline.take(),
     }
+}
+
+/// A matrix as fast as a machine's memory, or as slow as a long cable.
+fn draw_matrix(rng: &mut SeededRng) -> FabricConfig {
+    let FabricConfig { link, .. } = FabricConfig::default();
+    let link = LinkProfile { latency: link.latency * one_of(rng, &[1, 10, 50]), ..link };
+    FabricConfig { link, torn_one_in: 1 + rng.below(8), late_writes: rng.one_in(2), ..FabricConfig::default() }
 }
 
 /// A pair, who does things to it, and who watches it.
@@ -234,9 +244,8 @@ impl Run {
                 }
             }
             if let Failure::Host(HostFailure::Violation(violation)) = failure
-                && station.pair.workload.failure().is_some()
+                && let Some(block) = violation.block().filter(|_| station.pair.workload.failure().is_some())
             {
-                let block = violation.block();
                 self.timeline.say(|| format!("the life of block {block} was:"));
                 for line in station.pair.workload.model().story(block) {
                     self.timeline.say(|| format!("    {line}"));

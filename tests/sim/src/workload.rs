@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dyad_host::{Initiator, Volume, VolumeError};
-use dyad_matrix::frames::{FRAME_BYTES, Pinned};
+use dyad_matrix::frames::{FRAME_BYTES, Pinned, RUN_FRAMES_MAX};
 use dyad_matrix::sim::SimProvider;
 use dyad_nvme::types::Lba;
 use dyad_reactor::executor::Handle;
@@ -13,6 +13,10 @@ use dyad_reactor::{Clock, Rng, SeededRng, VirtualTime};
 
 use crate::chance::{one_of, up_to};
 use crate::checker::{Model, Violation, contents};
+use crate::trap::Trap;
+
+/// Runs of frames that a host watches at a time.
+const WATCHED_RUNS: usize = 8;
 
 /// What went wrong at a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,10 +66,11 @@ struct Inner {
     time: VirtualTime,
     load: Load,
     model: Model,
+    trap: Trap,
     blocks: u64,
     operations: Cell<u64>,
     stopping: Cell<bool>,
-    /// Workers that have not ended, by host.
+    /// Tasks that have not ended, by host.
     running: RefCell<Vec<usize>>,
     failure: RefCell<Option<HostFailure>>,
 }
@@ -73,12 +78,13 @@ struct Inner {
 impl Workload {
     /// Work on the first `blocks` blocks of a volume, by `hosts` hosts.
     #[must_use]
-    pub fn new(time: &VirtualTime, load: Load, model: Model, blocks: u64, hosts: usize) -> Self {
+    pub fn new(time: &VirtualTime, load: Load, model: Model, trap: Trap, blocks: u64, hosts: usize) -> Self {
         Self {
             inner: Rc::new(Inner {
                 time: time.clone(),
                 load,
                 model,
+                trap,
                 blocks,
                 operations: Cell::new(0),
                 stopping: Cell::new(false),
@@ -92,6 +98,12 @@ impl Workload {
     #[must_use]
     pub fn model(&self) -> &Model {
         &self.inner.model
+    }
+
+    /// What its operations spring.
+    #[must_use]
+    pub fn trap(&self) -> &Trap {
+        &self.inner.trap
     }
 
     /// Operations done.
@@ -111,13 +123,13 @@ impl Workload {
         self.inner.stopping.set(true);
     }
 
-    /// Workers that have not ended.
+    /// Tasks that have not ended.
     #[must_use]
     pub fn running(&self) -> usize {
         self.inner.running.borrow().iter().sum()
     }
 
-    /// Counts a worker of a host that is about to be spawned.
+    /// Counts a task of a host that is about to be spawned.
     pub fn enlist(&self, host: usize) {
         self.inner.running.borrow_mut()[host] += 1;
     }
@@ -125,6 +137,33 @@ impl Workload {
     /// The host's workers are no more.
     pub fn host_died(&self, host: usize) {
         self.inner.running.borrow_mut()[host] = 0;
+    }
+
+    /// Watches memory that the host has lent to nobody: what was given back last is what an old path may still reach.
+    pub async fn watch_memory(self, host: usize, handle: Handle, volume: Initiator<SimProvider>, mut rng: SeededRng) {
+        let (own, mut found) = (Box::new([0x5a; FRAME_BYTES]), Box::new([0; FRAME_BYTES]));
+        while !self.inner.stopping.get() {
+            handle.sleep(up_to(&mut rng, Duration::from_millis(5))).await;
+            let watched: Vec<Pinned> = (0..WATCHED_RUNS).filter_map(|_| take(&volume, RUN_FRAMES_MAX as u64)).collect();
+            let frames = || watched.iter().flat_map(|run| (0..run.len()).map(move |index| (run, index)));
+            frames().for_each(|(run, index)| run.write(index, &own[..]));
+            handle.sleep(up_to(&mut rng, Duration::from_millis(400))).await;
+            for (run, index) in frames() {
+                run.read(index, &mut found[..]);
+                if found != own {
+                    self.fail(HostFailure::Violation(Violation::HostMemory));
+                }
+            }
+        }
+        self.ended(host);
+    }
+
+    fn ended(&self, host: usize) {
+        self.inner.running.borrow_mut()[host] -= 1;
+    }
+
+    fn fail(&self, failure: HostFailure) {
+        self.inner.failure.borrow_mut().get_or_insert(failure);
     }
 
     /// One worker of a host: it works as `rng` has it until it is to stop, or without one reads everything once.
@@ -137,9 +176,9 @@ impl Workload {
             },
         };
         if let Err(failure) = result {
-            self.inner.failure.borrow_mut().get_or_insert(failure);
+            self.fail(failure);
         }
-        self.inner.running.borrow_mut()[host] -= 1;
+        self.ended(host);
     }
 
     async fn work(&self, handle: &Handle, volume: &impl Volume, mut rng: SeededRng) -> Result<(), HostFailure> {
@@ -150,6 +189,7 @@ impl Workload {
             let blocks = if rng.one_in(8) { inner.blocks } else { load.busy_blocks };
             let at = rng.below(blocks);
             let count = 1 + rng.below(load.longest.min(blocks - at));
+            inner.trap.operation_begins(&mut rng);
             match rng.below(100) {
                 dice if dice < load.writes => self.write(volume, at, count).await?,
                 dice if dice < load.writes + load.flushes => self.flush(volume).await?,
@@ -182,7 +222,7 @@ impl Workload {
             inner.model.acknowledge(*block, *write, inner.time.now()).map_err(HostFailure::Violation)?;
             frames.read(index, &mut bytes[..]);
             if bytes != contents(*block, *write) {
-                return Err(HostFailure::Violation(Violation::HostMemory { block: *block }));
+                return Err(HostFailure::Violation(Violation::HostMemory));
             }
         }
         Ok(())
