@@ -9,10 +9,10 @@ use std::cell::RefCell;
 use dyad_matrix::Segment;
 use dyad_nvme::types::{BLOCK_BYTES, BlockCount, Lba};
 
-use super::members::{Op, Ops};
+use super::members::{Op, Ops, Outcomes};
 use super::stripe::Runs;
 use super::{BLOCK_LEN, Group, GroupError, joined, push};
-use crate::device::{Device, DeviceError};
+use crate::device::Device;
 use crate::format::intent::{self, Record, Run};
 use crate::format::seal::Seal;
 use crate::format::{Block, guard};
@@ -43,7 +43,6 @@ pub(super) struct Log {
     /// Writes that have not ended: the sequence of their record, once it has one.
     open: Vec<(u64, Option<u64>)>,
     ring: u64,
-    broken: Option<GroupError>,
 }
 
 impl Log {
@@ -60,15 +59,14 @@ impl Log {
             oldest: next,
             open: Vec::with_capacity(writers),
             ring,
-            broken: None,
         }
     }
 
-    fn try_add(&mut self, runs: &[Run], payload: &[Segment]) -> Option<u64> {
-        if self.payload.len() + payload.len() > PAYLOAD_MAX || self.pending.add(runs).is_err() {
+    fn try_add(&mut self, runs: &[Run], payload: impl Iterator<Item = Segment> + Clone) -> Option<u64> {
+        if self.payload.len() + payload.clone().count() > PAYLOAD_MAX || self.pending.add(runs).is_err() {
             return None;
         }
-        self.payload.extend(payload.iter().copied());
+        self.payload.extend(payload);
         self.open.push((self.making, None));
         Some(self.making)
     }
@@ -85,7 +83,41 @@ impl Log {
     }
 }
 
-/// An intent that is durable. The write that it covers ends with [`Group::end`].
+/// What a leader is there for.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Duty {
+    /// To append the record in the making.
+    Append,
+    /// To settle.
+    Settle,
+}
+
+/// Makes room for the next leader. One that is dropped on its way leaves a record behind of which nobody knows whether it is durable: that ends the group.
+struct Leader<'a, D: Device> {
+    group: &'a Group<D>,
+    outcome: Result<(), GroupError>,
+}
+
+impl<'a, D: Device> Leader<'a, D> {
+    fn new(group: &'a Group<D>) -> Self {
+        assert!(!std::mem::replace(&mut group.0.log.borrow_mut().led, true), "one leader at a time");
+        Self { group, outcome: Err(GroupError::Lost) }
+    }
+}
+
+impl<D: Device> Drop for Leader<'_, D> {
+    fn drop(&mut self) {
+        match self.outcome {
+            Ok(()) => {}
+            Err(GroupError::Fenced) => self.group.end(GroupError::Fenced),
+            Err(_) => self.group.end(GroupError::Lost),
+        }
+        self.group.0.log.borrow_mut().led = false;
+        self.group.0.log_changed.notify_all();
+    }
+}
+
+/// An intent that is durable. The write that it covers ends with [`Group::retire_intent`].
 #[derive(Debug)]
 pub(super) struct Intent(u64);
 
@@ -94,31 +126,49 @@ impl<D: Device> Group<D> {
     ///
     /// # Errors
     /// `Fenced`, or `Lost`: nothing may be written.
-    pub(super) async fn intend(&self, runs: &RefCell<Runs>, payload: &[Segment]) -> Result<Intent, GroupError> {
-        let number = loop {
-            let seen = self.0.log_changed.generation();
-            let added = self.0.log.borrow_mut().try_add(&runs.borrow(), payload);
-            match added {
-                Some(number) => break number,
-                None => self.lead_or_wait(seen).await,
-            }
-        };
+    pub(super) async fn intend(
+        &self,
+        runs: &RefCell<Runs>,
+        payload: impl Iterator<Item = Segment> + Clone,
+    ) -> Result<Intent, GroupError> {
+        let mut added = None;
         loop {
             let seen = self.0.log_changed.generation();
-            let (durable, broken) = {
-                let log = self.0.log.borrow();
-                (log.durable > number, log.broken)
-            };
-            match (durable, broken) {
-                (true, _) => return Ok(Intent(number)),
-                (false, Some(error)) => return Err(error),
-                (false, None) => self.lead_or_wait(seen).await,
+            self.going_on()?;
+            {
+                let mut log = self.0.log.borrow_mut();
+                if added.is_none() {
+                    added = log.try_add(&runs.borrow(), payload.clone());
+                }
+                if let Some(number) = added.filter(|number| log.durable > *number) {
+                    return Ok(Intent(number));
+                }
+            }
+            if self.0.log.borrow().led {
+                self.0.log_changed.changed_since(seen).await;
+            } else {
+                self.lead(Duty::Append).await?;
             }
         }
     }
 
+    /// Everything that has ended is settled: no record that is on the devices now is needed for it.
+    ///
+    /// # Errors
+    /// As [`Self::intend`].
+    pub(super) async fn settle_all(&self) -> Result<(), GroupError> {
+        loop {
+            let seen = self.0.log_changed.generation();
+            self.going_on()?;
+            if !self.0.log.borrow().led {
+                return self.lead(Duty::Settle).await;
+            }
+            self.0.log_changed.changed_since(seen).await;
+        }
+    }
+
     /// The write is over: on media, with its guards in the table.
-    pub(super) fn end(&self, intent: Intent) {
+    pub(super) fn retire_intent(&self, intent: Intent) {
         let mut log = self.0.log.borrow_mut();
         let at = log.open.iter().position(|(number, _)| *number == intent.0).expect("an intent ends once");
         log.open.swap_remove(at);
@@ -126,26 +176,20 @@ impl<D: Device> Group<D> {
         self.0.log_changed.notify_all();
     }
 
-    async fn lead_or_wait(&self, seen: u64) {
-        if self.0.log.borrow().led {
-            self.0.log_changed.changed_since(seen).await;
-            return;
-        }
-        self.0.log.borrow_mut().led = true;
-        let led = self.lead().await;
-        {
-            let mut log = self.0.log.borrow_mut();
-            log.led = false;
-            if let Err(error) = led {
-                log.broken = Some(error);
-            }
-        }
-        self.0.log_changed.notify_all();
+    /// As the leader, whom nobody else is.
+    async fn lead(&self, duty: Duty) -> Result<(), GroupError> {
+        let mut leader = Leader::new(self);
+        leader.outcome = match duty {
+            Duty::Append => self.append().await,
+            Duty::Settle => self.settle().await,
+        };
+        leader.outcome
     }
 
-    async fn lead(&self) -> Result<(), GroupError> {
+    async fn append(&self) -> Result<(), GroupError> {
         loop {
             let seen = self.0.log_changed.generation();
+            self.going_on()?;
             if self.0.log.borrow().has_room() {
                 break;
             }
@@ -170,43 +214,50 @@ impl<D: Device> Group<D> {
             log.making += 1;
             (sequence, log.next - sequence)
         };
+        // Members that fail meanwhile are followed by the next ones.
+        for _ in 0..self.0.members.len() {
+            if self.write_record(sequence, blocks).await? {
+                let mut log = self.0.log.borrow_mut();
+                log.durable = log.making;
+                return Ok(());
+            }
+        }
+        Err(GroupError::Lost)
+    }
+
+    /// Writes the record to all members that keep the log; true if one of them has it.
+    async fn write_record(&self, sequence: u64, blocks: u64) -> Result<bool, GroupError> {
         let ring = self.0.log.borrow().ring;
         let mut ops = Ops::new();
         for member in self.live().take(self.0.geometry.tolerated() + 1) {
             for from in (0..blocks).step_by(16) {
                 let lba = Lba(self.0.layout.intent.start.0 + sequence % ring + from);
-                push(&mut ops, Op { member, lba, write: true, blocks: (blocks - from).min(COMMAND_BLOCKS), from });
+                push(&mut ops, Op::write(member, lba, (blocks - from).min(COMMAND_BLOCKS), from));
             }
         }
         let block = |at: u64| match at.checked_sub(1) {
             None => self.record_place(),
             Some(at) => self.0.log.borrow().leading[usize::try_from(at).expect("below 32")],
         };
-        let outcomes = self.run(&ops, |op| joined((op.from..op.from + op.blocks).map(block))).await;
-        self.durable_somewhere(&ops, &outcomes)?;
-        let mut log = self.0.log.borrow_mut();
-        log.durable = log.making;
-        Ok(())
+        let outcomes = self.run(&ops, |op| joined(op.range().map(block))).await;
+        self.durable_somewhere(&ops, &outcomes)
     }
 
     /// Writes all guards that changed; then the records of writes that have ended are needed no more.
     pub(super) async fn settle(&self) -> Result<(), GroupError> {
         let upto = self.0.log.borrow().settled_to();
         loop {
-            let Some((member, table)) = self.0.table.borrow().next_dirty() else { break };
-            let mut ops = Ops::new();
+            let Some((member, table)) = self.0.table.borrow_mut().next_dirty() else { break };
             let mut places = heapless::Vec::<_, 4>::new();
             places.extend(guard::copies(self.0.geometry, self.0.layout, member, table as u64));
             places.sort_unstable_by_key(|place| place.member);
-            for (copy, place) in places.iter().enumerate() {
-                if self.is_live(place.member) {
-                    let op = Op { member: place.member, lba: place.lba, write: true, blocks: 1, from: copy as u64 };
-                    push(&mut ops, op);
-                }
+            let mut ops = heapless::Vec::<Op, 4>::new();
+            for (copy, place) in (0..).zip(&places).filter(|(_, place)| self.keeps_guards(place.member)) {
+                assert!(ops.push(Op::write(place.member, place.lba, 1, copy)).is_ok(), "one for each copy");
             }
             {
                 let mut table_guards = self.0.table.borrow_mut();
-                let (sequence, guards) = table_guards.clean(member, table);
+                let (sequence, guards) = table_guards.for_write(member, table);
                 for (copy, place) in places.iter().enumerate() {
                     let mut block: Block = [0; BLOCK_BYTES];
                     let seal = Seal { group: self.0.id, sequence, place: place.place };
@@ -214,28 +265,27 @@ impl<D: Device> Group<D> {
                     self.0.work.write(self.table_place(copy as u64).offset, &block).expect("our own memory");
                 }
             }
-            if ops.is_empty() {
-                continue;
+            let outcomes = self.run(&ops, |op| joined([self.table_place(op.from())].into_iter())).await;
+            // Nobody has it: good as long as no member that should is left.
+            if !self.durable_somewhere(&ops, &outcomes)? && ops.iter().any(|op| self.is_live(op.member())) {
+                return Err(GroupError::Lost);
             }
-            let outcomes = self.run(&ops, |op| joined([self.table_place(op.from)].into_iter())).await;
-            self.durable_somewhere(&ops, &outcomes)?;
         }
         self.0.log.borrow_mut().oldest = upto;
         Ok(())
     }
 
-    /// At least one member has what was written to all of `ops`.
-    fn durable_somewhere(&self, ops: &Ops, outcomes: &super::members::Outcomes) -> Result<(), GroupError> {
-        let whole = |member: usize| {
-            let mut of_member = ops.iter().zip(outcomes).filter(|(op, _)| op.member == member);
-            of_member.all(|(_, outcome)| outcome.is_ok())
-        };
-        let somewhere = ops.iter().any(|op| whole(op.member));
+    /// At least one member that is in sync has all that was written to it of `ops`.
+    fn durable_somewhere(&self, ops: &[Op], outcomes: &Outcomes) -> Result<bool, GroupError> {
         match self.judge_writes(ops, outcomes) {
-            Err(GroupError::Fenced) => Err(GroupError::Fenced),
-            _ if somewhere && !outcomes.contains(&Err(DeviceError::Rejected)) => Ok(()),
-            _ => Err(GroupError::Lost),
+            Ok(()) | Err(GroupError::Media | GroupError::Unrecorded) => {}
+            Err(why @ (GroupError::Fenced | GroupError::Lost | GroupError::Invalid)) => return Err(why),
         }
+        let whole = |member: usize| {
+            let mut of_member = ops.iter().zip(outcomes).filter(|(op, _)| op.member() == member);
+            self.is_live(member) && of_member.all(|(_, outcome)| outcome.is_ok())
+        };
+        Ok(ops.iter().any(|op| whole(op.member())))
     }
 
     fn record_place(&self) -> Segment {

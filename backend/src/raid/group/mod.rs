@@ -1,18 +1,28 @@
 //! A RAID group of any level on its devices: no write hole, no silent lie (PROTOCOLS 7).
 //!
 //! **A write** to a stripe, under the stripe's lock: read what parity needs (nothing, if the stripe is written whole), compute parity and guards, make
-//! the intent durable, write all members at once, note the new guards. All of it goes through to media; `fua` changes nothing.
+//! the intent durable, write all members at once, note the new guards. All of it goes through to media: a write that has ended needs no flush.
 //! **A read** goes straight into the caller's memory and is checked against the guards; what does not match is made again from the other members,
 //! written back, and counted.
 //! **After a crash** [`Group::open`] replays the intents before anything else is done.
+//! **A member that fails** ([`members`]: gone, a write failed for good, or as [`health`] says) is left out as soon as that is on record: in the superblocks of the
+//! others ([`Group::put_on_record`]) and wherever else the caller keeps it ([`Group::recorded`]). Writes that it missed wait for that.
+//! **In the background** ([`Group::run_background`]) spares take the place of members that are out, are rebuilt, and everything is read now and then.
 //!
 //! What it promises to the cache above is what the parent module says of every level; but for a write that a crash cut short nobody needs to read the whole
 //! group: every block is old or new, and every block that the write did not name is as it was.
 
+mod background;
+mod health;
 mod log;
 mod members;
 mod open;
+mod record;
+mod repair;
+mod replay;
+mod sections;
 mod stripe;
+mod system;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -26,23 +36,29 @@ use dyad_nvme::types::{BLOCK_BYTES, BlockCount, Lba};
 use dyad_reactor::Handle;
 use dyad_reactor::sync::{KeyedLocks, Permits, Signal};
 
+use self::health::Watch;
 use self::log::Log;
-use self::members::{Member, MemberState, Op, Ops, SegmentList};
+use self::members::{Member, MemberEvent, Op, Ops, SegmentList};
+use self::sections::Sections;
 use self::stripe::{Area, Runs};
 use self::table::Table;
 use super::geometry::{CHUNK_BLOCKS, Geometry, MEMBERS_MAX};
 use super::{GroupError, GroupState};
 use crate::device::{Device, DeviceError, DeviceId, SubmitError};
 use crate::format::guard::Guard;
-use crate::format::{GroupId, Layout};
+use crate::format::{Excluded, GroupId, Layout, Superblock};
 
+pub use self::background::{Background, SpareError};
+pub use self::health::Complaint;
+pub use self::members::MemberState;
 pub use self::open::{CreateError, OpenError, create};
+pub use self::record::GroupRecord;
 
 /// Stripes that are written or repaired at one time.
 const AREAS: usize = 8;
 
-/// Blocks behind the work areas: a record, and as many copies of a guard table block as there may be.
-const TAIL_BLOCKS: u64 = 4;
+/// Blocks behind the work areas: a record of the log, as many copies of a guard table block as there may be, a superblock.
+const TAIL_BLOCKS: u64 = 5;
 
 /// How long a write waits for a failure to be put on record.
 const RECORD_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -59,10 +75,24 @@ pub struct GroupCounters {
     pub mismatches: u64,
     /// Blocks that were made again from other members and written back.
     pub repaired: u64,
+    /// Blocks that should have been made again, and could not be: reading them is a media error.
+    pub beyond_repair: u64,
+    /// Commands that a device aborted and that were tried again.
+    pub aborted: u64,
     /// Members that failed.
     pub members_failed: u64,
+    /// Of these, because they were slow.
+    pub members_slow: u64,
+    /// Of these, because they erred too often.
+    pub members_erring: u64,
     /// Records of the intent log that were replayed when the group was opened.
     pub replayed: u64,
+    /// Stripes that were made again on a spare.
+    pub rebuilt: u64,
+    /// Stripes that were read by the patrol.
+    pub patrolled: u64,
+    /// Blocks whose guards were right and that were not the parity, or the mirror, of the data. They were made so.
+    pub inconsistent: u64,
     /// Commands that read data or parity.
     pub reads: u64,
     /// Commands that wrote data or parity.
@@ -80,10 +110,17 @@ struct Inner<D> {
     geometry: Geometry,
     layout: Layout,
     members: Vec<Member<D>>,
+    excluded: Vec<(DeviceId, Excluded)>,
+    watch: RefCell<Watch>,
+    /// As it is on all members.
+    superblock: RefCell<Superblock>,
+    /// One change of the superblock at a time.
+    recorder: Permits,
     table: RefCell<Table>,
     log: RefCell<Log>,
     log_changed: Signal,
     locks: KeyedLocks<u64>,
+    sections: Sections,
     /// Work areas, then a block for records of the log and some for copies of a guard table block.
     work: Memory,
     areas: Permits,
@@ -92,9 +129,12 @@ struct Inner<D> {
     runs: Vec<RefCell<Runs>>,
     /// Callers' memories.
     memories: RefCell<Vec<Memory>>,
-    lost: Cell<bool>,
+    spares: RefCell<Vec<D>>,
+    /// Why nothing is done any more.
+    ended: Cell<Option<GroupError>>,
     turn: Cell<usize>,
-    aborted: Cell<u64>,
+    /// Commands of hosts so far.
+    commands: Cell<u64>,
     counters: Cell<GroupCounters>,
     changes: Signal,
 }
@@ -127,13 +167,25 @@ impl<D: Device> Group<D> {
         BlockCount(TRANSFER_BLOCKS_MAX)
     }
 
+    /// Level and number of members.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.0.geometry
+    }
+
+    /// Where everything is on its members.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.0.layout
+    }
+
     /// Lets commands name `memory`. Done at start.
     ///
     /// # Errors
     /// [`GroupError::Invalid`] if a device cannot reach it, [`GroupError::Lost`] if no device is there. A device that is gone fails out when it is used.
     pub fn map(&self, memory: &Memory) -> Result<(), GroupError> {
         let mut mapped = false;
-        for device in self.live().filter_map(|m| self.0.members[m].device.as_ref()) {
+        for device in self.0.members.iter().filter(|m| m.state.get() != MemberState::Out).filter_map(Member::device) {
             match device.map(memory) {
                 Ok(()) => mapped = true,
                 Err(SubmitError::Gone) => {}
@@ -150,14 +202,9 @@ impl<D: Device> Group<D> {
     /// [`GroupError`], but not `Unrecorded`; `Media` if blocks can be had from no member. The memory may have been written to.
     pub async fn read(&self, lba: Lba, segments: &[Segment]) -> Result<(), GroupError> {
         let blocks = self.check(lba, segments)?;
-        let stripe_blocks = self.stripe_blocks();
-        let mut at = 0;
-        while at < blocks {
-            let from = lba.0 + at;
-            let (stripe, first) = (from / stripe_blocks, from % stripe_blocks);
-            let count = (stripe_blocks - first).min(blocks - at);
+        let _section = self.0.sections.enter();
+        for (stripe, first, count, at) in self.by_stripe(lba, blocks) {
             self.read_stripe(stripe, first, count, segments, at).await?;
-            at += count;
         }
         Ok(())
     }
@@ -166,16 +213,11 @@ impl<D: Device> Group<D> {
     ///
     /// # Errors
     /// [`GroupError`]. Each block is as it was or as it should be.
-    pub async fn write(&self, lba: Lba, segments: &[Segment], _fua: bool) -> Result<(), GroupError> {
+    pub async fn write(&self, lba: Lba, segments: &[Segment]) -> Result<(), GroupError> {
         let blocks = self.check(lba, segments)?;
-        let stripe_blocks = self.stripe_blocks();
-        let mut at = 0;
-        while at < blocks {
-            let from = lba.0 + at;
-            let (stripe, first) = (from / stripe_blocks, from % stripe_blocks);
-            let count = (stripe_blocks - first).min(blocks - at);
+        let _section = self.0.sections.enter();
+        for (stripe, first, count, at) in self.by_stripe(lba, blocks) {
             self.write_stripe(stripe, first, count, segments, at).await?;
-            at += count;
         }
         Ok(())
     }
@@ -183,15 +225,15 @@ impl<D: Device> Group<D> {
     /// What was written before is on media when this is done: it already is.
     ///
     /// # Errors
-    /// [`GroupError::Lost`], [`GroupError::Unrecorded`].
+    /// [`GroupError::Lost`], [`GroupError::Fenced`], [`GroupError::Unrecorded`].
     pub async fn flush(&self) -> Result<(), GroupError> {
-        if self.0.lost.get() { Err(GroupError::Lost) } else { self.on_record().await }
+        self.on_record().await
     }
 
     /// What it can do now.
     #[must_use]
     pub fn state(&self) -> GroupState {
-        if self.0.lost.get() {
+        if self.0.ended.get().is_some() {
             GroupState::Lost
         } else if self.live().count() < self.0.members.len() {
             GroupState::Degraded
@@ -200,29 +242,21 @@ impl<D: Device> Group<D> {
         }
     }
 
+    /// Its members as they are now.
+    pub fn members(&self) -> impl Iterator<Item = (DeviceId, MemberState)> + '_ {
+        self.0.members.iter().map(|m| (m.id.get(), m.state.get()))
+    }
+
+    /// Devices that were there when it was opened and are not used, and why.
+    #[must_use]
+    pub fn excluded(&self) -> &[(DeviceId, Excluded)] {
+        &self.0.excluded
+    }
+
     /// Fires when a member changes its state, or the group.
     #[must_use]
     pub fn changes(&self) -> &Signal {
         &self.0.changes
-    }
-
-    /// The members whose failure has to be put on record, durably and where the partner will see it; then tell [`Group::recorded`]. Writes wait for it.
-    /// Nobody, once the group is lost.
-    pub fn failing(&self) -> impl Iterator<Item = DeviceId> + '_ {
-        let lost = self.0.lost.get();
-        let failing = |m: &&Member<D>| m.state.get() == MemberState::Failing;
-        self.0.members.iter().filter(failing).filter(move |_| !lost).map(|m| m.id)
-    }
-
-    /// The failure of this device is on record: it is not used any more, whether or not this group has noticed.
-    pub fn recorded(&self, failed: DeviceId) {
-        for member in self.0.members.iter().filter(|m| m.id == failed) {
-            member.state.set(MemberState::Out);
-        }
-        if !self.0.geometry.survives(|m| !self.is_live(m)) {
-            self.0.lost.set(true);
-        }
-        self.0.changes.notify_all();
     }
 
     /// What happened so far.
@@ -231,7 +265,18 @@ impl<D: Device> Group<D> {
         self.0.counters.get()
     }
 
+    /// The parts of a command that lie in one stripe each: stripe, first block in it, blocks, and the place of the first in the command.
+    fn by_stripe(&self, lba: Lba, blocks: u64) -> impl Iterator<Item = (u64, u64, u64, u64)> {
+        let (of_stripe, end) = (self.stripe_blocks(), lba.0 + blocks);
+        (lba.0 / of_stripe..=(end - 1) / of_stripe).map(move |stripe| {
+            let (from, to) = (lba.0.max(stripe * of_stripe), end.min((stripe + 1) * of_stripe));
+            (stripe, from - stripe * of_stripe, to - from, from - lba.0)
+        })
+    }
+
     fn check(&self, lba: Lba, segments: &[Segment]) -> Result<u64, GroupError> {
+        self.going_on()?;
+        self.0.commands.set(self.0.commands.get() + 1);
         let bytes: u64 = segments.iter().map(|segment| u64::from(segment.len)).sum();
         let blocks = bytes / BLOCK_BYTES as u64;
         let inside = lba.0.checked_add(blocks).is_some_and(|end| end <= self.blocks().0);
@@ -243,13 +288,7 @@ impl<D: Device> Group<D> {
             aligned && memory.is_some_and(|m| m.segment(s.offset, s.len).is_ok())
         };
         let fits = inside && (1..=TRANSFER_BLOCKS_MAX).contains(&blocks) && segments.iter().all(reached);
-        if self.0.lost.get() {
-            Err(GroupError::Lost)
-        } else if fits {
-            Ok(blocks)
-        } else {
-            Err(GroupError::Invalid)
-        }
+        if fits { Ok(blocks) } else { Err(GroupError::Invalid) }
     }
 
     fn stripe_blocks(&self) -> u64 {
@@ -264,6 +303,24 @@ impl<D: Device> Group<D> {
         (0..self.0.members.len()).filter(|m| self.is_live(*m))
     }
 
+    /// The member has this stripe: it is read, and written with it.
+    fn holds(&self, member: usize, stripe: u64) -> bool {
+        let member = &self.0.members[member];
+        match member.state.get() {
+            MemberState::Live => true,
+            MemberState::Rebuilding => stripe < member.rebuilt.get(),
+            MemberState::Failing | MemberState::Out | MemberState::Preparing => false,
+        }
+    }
+
+    /// The member gets guards.
+    fn keeps_guards(&self, member: usize) -> bool {
+        match self.0.members[member].state.get() {
+            MemberState::Live | MemberState::Rebuilding | MemberState::Preparing => true,
+            MemberState::Failing | MemberState::Out => false,
+        }
+    }
+
     /// Where a block of a chunk is on its device.
     fn lba(&self, stripe: u64, row: u64) -> Lba {
         Lba(self.0.layout.data.start.0 + stripe * CHUNK_BLOCKS + row)
@@ -274,7 +331,7 @@ impl<D: Device> Group<D> {
         self.count(|c| {
             for op in ops {
                 let data = op.lba >= layout.data.start;
-                match (op.write, data) {
+                match (op.writes(), data) {
                     (true, true) => c.writes += 1,
                     (true, false) if op.lba < layout.guards.start => c.log_writes += 1,
                     (true, false) => c.guard_writes += 1,
@@ -282,43 +339,83 @@ impl<D: Device> Group<D> {
                 }
             }
         });
-        members::run(&self.0.handle, &self.0.members, ops, segments, &self.0.aborted).await
+        let ended = |op: &Op, outcome, took| self.observe(op.member(), outcome, took);
+        members::run(&self.0.handle, &self.0.members, ops, segments, ended).await
     }
 
-    /// A member cannot do its part any more. Those that the data needs stay.
-    fn fail(&self, member: usize, why: DeviceError) {
-        if !self.is_live(member) {
-            return;
+    fn observe(&self, member: usize, outcome: Result<(), DeviceError>, took: Duration) {
+        self.count(|c| c.aborted += u64::from(outcome == Err(DeviceError::Aborted)));
+        let complaint = self.0.watch.borrow_mut().observe(self.0.handle.now(), member, outcome, took);
+        if let Some((member, complaint)) = complaint
+            && self.fail(member)
+        {
+            self.count(|c| match complaint {
+                Complaint::Slow => c.members_slow += 1,
+                Complaint::Errs => c.members_erring += 1,
+            });
         }
-        if self.0.geometry.survives(|m| m == member || !self.is_live(m)) {
-            self.0.members[member].state.set(MemberState::Failing);
+    }
+
+    /// A member cannot do its part any more, or should not. False if the data needs it: then it stays.
+    fn fail(&self, member: usize) -> bool {
+        let spared = self.0.geometry.survives(|m| m == member || !self.is_live(m));
+        let gone = spared && self.0.members[member].event(MemberEvent::Failed);
+        if gone {
             self.count(|c| c.members_failed += 1);
-        } else if why != DeviceError::Media {
-            self.0.lost.set(true);
+            self.0.changes.notify_all();
         }
+        gone
+    }
+
+    /// A member that is gone: if the data needs it, the group is lost.
+    fn gone(&self, member: usize) {
+        if !self.fail(member) && self.is_live(member) {
+            self.end(GroupError::Lost);
+        }
+    }
+
+    /// Nothing is done any more: `Lost` or `Fenced`. What is on the devices only a replay can tell.
+    fn end(&self, why: GroupError) {
+        self.0.ended.set(Some(self.0.ended.get().unwrap_or(why)));
         self.0.changes.notify_all();
+        self.0.log_changed.notify_all();
+    }
+
+    fn going_on(&self) -> Result<(), GroupError> {
+        self.0.ended.get().map_or(Ok(()), Err)
+    }
+
+    /// What the outcome of a read means: true if the blocks are there.
+    fn judge_read(&self, member: usize, outcome: Result<(), DeviceError>) -> Result<bool, GroupError> {
+        match outcome {
+            Ok(()) => return Ok(true),
+            Err(DeviceError::Media | DeviceError::Aborted) => {}
+            Err(DeviceError::ReservationConflict) => self.end(GroupError::Fenced),
+            Err(DeviceError::Rejected) => return Err(GroupError::Invalid),
+            Err(DeviceError::Gone) => self.gone(member),
+        }
+        self.going_on().map(|()| false)
     }
 
     /// What the outcomes of writes mean. Members that failed, fail out.
     fn judge_writes(&self, ops: &[Op], outcomes: &members::Outcomes) -> Result<(), GroupError> {
         if outcomes.contains(&Err(DeviceError::ReservationConflict)) {
-            return Err(GroupError::Fenced);
+            self.end(GroupError::Fenced);
         }
         let mut result = Ok(());
         for (op, outcome) in ops.iter().zip(outcomes) {
             match outcome {
                 Ok(()) | Err(DeviceError::ReservationConflict) => {}
                 Err(DeviceError::Rejected) => result = Err(GroupError::Invalid),
-                Err(error @ (DeviceError::Media | DeviceError::Aborted | DeviceError::Gone)) => {
-                    self.fail(op.member, *error);
-                    if self.is_live(op.member) {
-                        let lost = self.0.lost.get();
-                        result = Err(if lost { GroupError::Lost } else { GroupError::Media });
+                Err(DeviceError::Gone) => self.gone(op.member()),
+                Err(DeviceError::Media | DeviceError::Aborted) => {
+                    if !self.fail(op.member()) && self.is_live(op.member()) {
+                        result = Err(GroupError::Media);
                     }
                 }
             }
         }
-        result
+        self.going_on().and(result)
     }
 
     /// Waits until no failure is missing in the record.
@@ -326,9 +423,7 @@ impl<D: Device> Group<D> {
         let deadline = self.0.handle.now() + RECORD_WAIT_MAX;
         loop {
             let seen = self.0.changes.generation();
-            if self.0.lost.get() {
-                return Err(GroupError::Lost);
-            }
+            self.going_on()?;
             if self.0.members.iter().all(|m| m.state.get() != MemberState::Failing) {
                 return Ok(());
             }

@@ -1,28 +1,27 @@
-//! One stripe: reading it, making what is missing, and writing parts of it.
+//! One stripe: reading it and writing parts of it.
 //!
 //! A **row** is the blocks at the same place of all chunks of a stripe: parity is a matter of rows. A write touches a run of rows in each data chunk. For
 //! parity it reads either what it overwrites and the old parity (read-modify-write), or what it leaves (reconstruct-write), whichever are fewer
 //! commands; nothing when it leaves nothing. When something of that cannot be had, it reads all rows that it touches from all members, makes what
 //! is missing, and goes on from there.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
-use dyad_matrix::{Segment, memory};
-use dyad_nvme::types::{BLOCK_BYTES, BlockCount};
+use dyad_matrix::Segment;
+use dyad_nvme::types::BlockCount;
 use dyad_reactor::sync::Permit;
 
 use super::members::{BATCH_MAX, Op, Ops};
 use super::{BLOCK_LEN, Group, GroupError, joined, push};
-use crate::device::{Device, DeviceError};
+use crate::device::Device;
 use crate::format::guard::Guard;
 use crate::format::intent::{Run, RunKind};
-use crate::parity::{Gf, Member as Part, Piece, Recipe, SOURCES_MAX, combine};
+use crate::parity::{Gf, Member as Part, SOURCES_MAX};
 use crate::raid::geometry::{CHUNK_BLOCKS, MEMBERS_MAX};
 
 /// Runs of one write: every member's, and partial parity.
 pub(super) type Runs = heapless::Vec<Run, { MEMBERS_MAX + 2 }>;
-
-const ONE: BlockCount = BlockCount(1);
 
 /// For each member a bit per row.
 pub(super) type Rows = [u16; MEMBERS_MAX];
@@ -50,6 +49,11 @@ impl<'a, D: Device> Area<'a, D> {
         Self { group, index, _permit: permit }
     }
 
+    /// Which of the areas.
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
     fn block(&self, chunk: usize, row: u64) -> Segment {
         let n = self.group.0.geometry.members();
         let block = (self.index as u64 * area_chunks(n) + chunk as u64) * CHUNK_BLOCKS + row;
@@ -74,14 +78,14 @@ impl<'a, D: Device> Area<'a, D> {
 
 /// Which rows of which data chunks a write touches.
 #[derive(Debug, Copy, Clone)]
-struct Touch {
+pub(super) struct Touch {
     first: u64,
     count: u64,
 }
 
 impl Touch {
     /// The rows of a data chunk, and the place of the first of them in the command.
-    fn of(self, data: usize) -> (Range<u64>, u64) {
+    pub(super) fn of(self, data: usize) -> (Range<u64>, u64) {
         let chunk = data as u64 * CHUNK_BLOCKS;
         let start = self.first.clamp(chunk, chunk + CHUNK_BLOCKS);
         let end = (self.first + self.count).clamp(chunk, chunk + CHUNK_BLOCKS);
@@ -89,7 +93,7 @@ impl Touch {
     }
 
     /// The rows that parity is made for.
-    fn window(self) -> Range<u64> {
+    pub(super) fn window(self) -> Range<u64> {
         let (from, to) = (self.first / CHUNK_BLOCKS, (self.first + self.count - 1) / CHUNK_BLOCKS);
         if from != to {
             return 0..CHUNK_BLOCKS;
@@ -129,6 +133,20 @@ impl<D: Device> Group<D> {
         at: u64,
     ) -> Result<(), GroupError> {
         let touch = Touch { first, count };
+        if self.read_straight(stripe, touch, segments, at).await? {
+            return Ok(());
+        }
+        self.read_carefully(stripe, touch, segments, at).await
+    }
+
+    /// From one holder of each chunk into the caller's memory; true if all of it is what it should be.
+    async fn read_straight(
+        &self,
+        stripe: u64,
+        touch: Touch,
+        segments: &[Segment],
+        at: u64,
+    ) -> Result<bool, GroupError> {
         let mut ops = Ops::new();
         let mut whole = true;
         for data in 0..self.0.geometry.data() {
@@ -138,200 +156,33 @@ impl<D: Device> Group<D> {
             }
             match self.reader(stripe, data) {
                 Some(member) => {
-                    let (lba, blocks) = (self.lba(stripe, rows.start), rows.end - rows.start);
-                    push(&mut ops, Op { member, lba, write: false, blocks, from: at + from });
+                    push(&mut ops, Op::read(member, self.lba(stripe, rows.start), rows.end - rows.start, at + from));
                 }
                 None => whole = false,
             }
         }
-        ops.sort_unstable_by_key(|op| op.member);
-        let place = |op: &Op| joined((op.from..op.from + op.blocks).map(|at| self.payload(segments, at)));
-        let outcomes = self.run(&ops, place).await;
+        ops.sort_unstable_by_key(Op::member);
+        let outcomes = self.run(&ops, |op| joined(op.range().map(|at| self.payload(segments, at)))).await;
         for (op, outcome) in ops.iter().zip(&outcomes) {
-            match outcome {
-                Ok(()) => {
-                    let first = op.lba.0 - self.lba(stripe, 0).0;
-                    let table = self.0.table.borrow();
-                    whole &= (0..op.blocks).all(|i| {
-                        let guard = table.get(op.member, stripe, first + i);
-                        guard.is_none_or(|guard| guard == self.guard_of(self.payload(segments, op.from + i)))
-                    });
-                }
-                Err(DeviceError::ReservationConflict) => return Err(GroupError::Fenced),
-                Err(DeviceError::Rejected) => return Err(GroupError::Invalid),
-                Err(DeviceError::Media | DeviceError::Aborted) => whole = false,
-                Err(DeviceError::Gone) => {
-                    self.fail(op.member, DeviceError::Gone);
-                    whole = false;
-                }
-            }
+            let first = op.lba.0 - self.lba(stripe, 0).0;
+            whole &= self.judge_read(op.member(), *outcome)?
+                && (0..op.blocks()).all(|i| {
+                    let guard = self.0.table.borrow().get(op.member(), stripe, first + i);
+                    guard.is_none_or(|guard| guard == self.guard_of(self.payload(segments, op.from() + i)))
+                });
         }
-        if whole { Ok(()) } else { self.read_carefully(stripe, touch, segments, at).await }
+        Ok(whole)
     }
 
     /// A holder of a data chunk that is there; of a mirror the one that is least busy.
     fn reader(&self, stripe: u64, data: usize) -> Option<usize> {
         let turn = self.0.turn.get();
         self.0.turn.set(turn.wrapping_add(1));
-        let live = self.0.geometry.holders(stripe, Part::Data(data)).filter(|m| self.is_live(*m));
-        live.min_by_key(|m| {
-            let busy = usize::MAX - self.0.members[*m].room.available();
+        let there = self.0.geometry.holders(stripe, Part::Data(data)).filter(|m| self.holds(*m, stripe));
+        there.min_by_key(|m| {
+            let busy = usize::MAX - self.0.members[*m].room.borrow().available();
             (busy, (m + turn) % self.0.members.len())
         })
-    }
-
-    /// With nobody writing, from all members, repairing what is wrong.
-    async fn read_carefully(&self, stripe: u64, touch: Touch, segments: &[Segment], at: u64) -> Result<(), GroupError> {
-        let _lock = self.0.locks.lock(stripe).await;
-        let area = self.area().await;
-        let missing = self.load(&area, stripe, touch.window()).await?;
-        for data in 0..self.0.geometry.data() {
-            let (rows, from) = touch.of(data);
-            for row in rows.clone() {
-                let mut holders = self.0.geometry.holders(stripe, Part::Data(data));
-                let holder = holders.find(|m| missing[*m] & bit(row) == 0).ok_or(GroupError::Media)?;
-                self.copy(area.held(holder, row), self.payload(segments, at + from + row - rows.start));
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn copy(&self, from: Segment, to: Segment) {
-        let (source, target) = (self.memory_of(from), self.memory_of(to));
-        memory::copy(&source, from.offset, &target, to.offset, BLOCK_BYTES as u64).expect("checked segments");
-    }
-
-    /// Reads rows of all members, makes what is missing as far as parity or mirrors give it, and repairs it on members that are there. Returns what is
-    /// still missing.
-    pub(super) async fn load(&self, area: &Area<'_, D>, stripe: u64, rows: Range<u64>) -> Result<Rows, GroupError> {
-        let n = self.0.geometry.members();
-        let all = rows.clone().fold(0, |bits, row| bits | bit(row));
-        let mut missing: Rows = [all; MEMBERS_MAX];
-        self.read_members(area, stripe, rows.clone(), &mut missing).await?;
-        let mut wrong: Rows = [0; MEMBERS_MAX];
-        for member in 0..n {
-            for row in rows.clone() {
-                let guard = self.0.table.borrow().get(member, stripe, row);
-                let read = missing[member] & bit(row) == 0;
-                if read && guard.is_some_and(|guard| guard != self.guard_of(area.held(member, row))) {
-                    missing[member] |= bit(row);
-                    self.count(|c| c.mismatches += 1);
-                }
-            }
-            if self.is_live(member) {
-                wrong[member] = missing[member];
-            }
-        }
-        for row in rows.clone() {
-            self.make_missing(area, stripe, row, &mut missing);
-        }
-        for member in 0..n {
-            for row in rows.clone().filter(|row| wrong[member] & !missing[member] & bit(*row) != 0) {
-                if self.is_live(member) {
-                    let mut ops = Ops::new();
-                    push(&mut ops, Op { member, lba: self.lba(stripe, row), write: true, blocks: 1, from: row });
-                    let outcomes = self.run(&ops, |op| joined([area.held(member, op.from)].into_iter())).await;
-                    if self.judge_writes(&ops, &outcomes) == Err(GroupError::Fenced) {
-                        return Err(GroupError::Fenced);
-                    }
-                    self.count(|c| c.repaired += u64::from(outcomes[0].is_ok()));
-                }
-            }
-        }
-        Ok(missing)
-    }
-
-    /// Reads rows of all members that are there, block by block where a device cannot read them all.
-    pub(super) async fn read_members(
-        &self,
-        area: &Area<'_, D>,
-        stripe: u64,
-        rows: Range<u64>,
-        missing: &mut Rows,
-    ) -> Result<(), GroupError> {
-        let mut ops = Ops::new();
-        for member in self.live() {
-            let (lba, blocks) = (self.lba(stripe, rows.start), rows.end - rows.start);
-            push(&mut ops, Op { member, lba, write: false, blocks, from: rows.start });
-        }
-        let place = |op: &Op| joined((op.from..op.from + op.blocks).map(|row| area.held(op.member, row)));
-        let outcomes = self.run(&ops, place).await;
-        for (op, outcome) in ops.iter().zip(&outcomes) {
-            match self.judge_read(op.member, *outcome)? {
-                true => missing[op.member] = 0,
-                false => {
-                    for row in rows.clone().filter(|_| self.is_live(op.member)) {
-                        let mut one = Ops::new();
-                        push(&mut one, Op { lba: self.lba(stripe, row), blocks: 1, from: row, ..*op });
-                        let outcome = self.run(&one, place).await[0];
-                        if self.judge_read(op.member, outcome)? {
-                            missing[op.member] &= !bit(row);
-                        } else {
-                            self.count(|c| c.media_errors += 1);
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn judge_read(&self, member: usize, outcome: Result<(), DeviceError>) -> Result<bool, GroupError> {
-        match outcome {
-            Ok(()) => Ok(true),
-            Err(DeviceError::ReservationConflict) => Err(GroupError::Fenced),
-            Err(DeviceError::Rejected) => Err(GroupError::Invalid),
-            Err(DeviceError::Media | DeviceError::Aborted) => Ok(false),
-            Err(DeviceError::Gone) => {
-                self.fail(member, DeviceError::Gone);
-                Ok(false)
-            }
-        }
-    }
-
-    /// Makes the missing blocks of one row in their places, if what is made has the guard that it should have.
-    fn make_missing(&self, area: &Area<'_, D>, stripe: u64, row: u64, missing: &mut Rows) {
-        let geometry = self.0.geometry;
-        let lacks = |missing: &Rows, m: usize| missing[m] & bit(row) != 0;
-        let lost: heapless::Vec<usize, MEMBERS_MAX> = (0..geometry.members()).filter(|m| lacks(missing, *m)).collect();
-        let parities = geometry.level().parities();
-        for member in &lost {
-            let part = geometry.role(stripe, *member);
-            if parities == 0 {
-                let Some(other) = geometry.holders(stripe, part).find(|m| !lacks(missing, *m)) else { continue };
-                self.copy(area.held(other, row), area.held(*member, row));
-            } else {
-                let other = match lost.as_slice() {
-                    [_] => None,
-                    [a, b] => Some(geometry.role(stripe, if a == member { *b } else { *a })),
-                    _ => return,
-                };
-                let Some(recipe) = Recipe::new(geometry.data(), parities, part, other) else { continue };
-                let mut terms = Terms::new();
-                for m in (0..geometry.members()).filter(|m| !lost.contains(m)) {
-                    let f = recipe.factor(geometry.role(stripe, m));
-                    assert!(terms.push((area.held(m, row), [f, Gf::ZERO])).is_ok(), "at most all members");
-                }
-                self.sum(&[area.held(*member, row)], &terms);
-            }
-            let guard = self.0.table.borrow().get(*member, stripe, row);
-            if guard.is_none_or(|guard| guard == self.guard_of(area.held(*member, row))) {
-                missing[*member] &= !bit(row);
-            }
-        }
-    }
-
-    /// Sums terms into one block, or with the second factors into two.
-    pub(super) fn sum(&self, targets: &[Segment], terms: &Terms) {
-        let memories: heapless::Vec<_, SOURCES_MAX> = terms.iter().map(|(s, _)| self.memory_of(*s)).collect();
-        let sources: heapless::Vec<Piece<'_>, SOURCES_MAX> =
-            terms.iter().zip(&memories).map(|((s, _), memory)| Piece { memory, offset: s.offset }).collect();
-        let row = |k: usize| -> heapless::Vec<Gf, SOURCES_MAX> { terms.iter().map(|(_, f)| f[k]).collect() };
-        let rows = [row(0), row(1)];
-        let rows: [&[Gf]; 2] = [&rows[0], &rows[1]];
-        let targets: heapless::Vec<Piece<'_>, 2> =
-            targets.iter().map(|s| Piece { memory: &self.0.work, offset: s.offset }).collect();
-        combine(&targets, &sources, &rows[..targets.len()], ONE).expect("pieces of checked segments");
     }
 
     pub(super) async fn write_stripe(
@@ -348,58 +199,60 @@ impl<D: Device> Group<D> {
         if self.0.geometry.level().parities() > 0 {
             self.make_parity(&area, stripe, touch, segments, at).await?;
         }
-        let runs = &self.0.runs[area.index];
+        let runs = &self.0.runs[area.index()];
         let partial = self.describe(&mut runs.borrow_mut(), &area, stripe, touch, segments, at);
-        let intent = {
-            let payload: heapless::Vec<Segment, 32> = match partial {
-                true => self
-                    .parities()
-                    .flat_map(|k| touch.window().map(move |row| (k, row)))
-                    .map(|(k, row)| area.partial(k, row))
-                    .collect(),
-                false => heapless::Vec::new(),
-            };
-            self.intend(runs, &payload).await?
-        };
+        let payload = self.parities().flat_map(|k| touch.window().map(move |row| (k, row)));
+        let intent = self.intend(runs, payload.filter(|_| partial).map(|(k, row)| area.partial(k, row))).await?;
+        let judged = self.write_members(&area, stripe, touch, segments, at).await;
+        if matches!(judged, Err(GroupError::Fenced | GroupError::Lost | GroupError::Invalid)) {
+            // What is on the devices only a replay can tell. The intent stays open.
+            self.end(judged.expect_err("an error"));
+            return judged;
+        }
+        self.note_guards(runs);
+        self.retire_intent(intent);
+        judged?;
+        self.on_record().await
+    }
+
+    async fn write_members(
+        &self,
+        area: &Area<'_, D>,
+        stripe: u64,
+        touch: Touch,
+        segments: &[Segment],
+        at: u64,
+    ) -> Result<(), GroupError> {
         let mut ops = Ops::new();
-        for member in self.live() {
-            let part = self.0.geometry.role(stripe, member);
-            let (rows, from) = match part {
+        for member in (0..self.0.geometry.members()).filter(|m| self.holds(*m, stripe)) {
+            let (rows, from) = match self.0.geometry.role(stripe, member) {
                 Part::Data(data) => touch.of(data),
                 Part::P | Part::Q => (touch.window(), 0),
             };
             if !rows.is_empty() {
-                let (lba, blocks) = (self.lba(stripe, rows.start), rows.end - rows.start);
-                push(&mut ops, Op { member, lba, write: true, blocks, from: at + from });
+                push(&mut ops, Op::write(member, self.lba(stripe, rows.start), rows.end - rows.start, at + from));
             }
         }
         let outcomes = self
             .run(&ops, |op| {
                 let first = op.lba.0 - self.lba(stripe, 0).0;
-                match parity_number(self.0.geometry.role(stripe, op.member)) {
-                    Some(k) => joined((first..first + op.blocks).map(|row| area.parity(k, row))),
-                    None => joined((op.from..op.from + op.blocks).map(|at| self.payload(segments, at))),
+                match parity_number(self.0.geometry.role(stripe, op.member())) {
+                    Some(k) => joined((first..first + op.blocks()).map(|row| area.parity(k, row))),
+                    None => joined(op.range().map(|at| self.payload(segments, at))),
                 }
             })
             .await;
-        let judged = self.judge_writes(&ops, &outcomes);
-        if matches!(judged, Err(GroupError::Fenced | GroupError::Lost | GroupError::Invalid)) {
-            // What is on the devices only a replay can tell. The intent stays open.
-            self.0.lost.set(true);
-            self.0.changes.notify_all();
-            return judged;
-        }
-        {
-            let mut table = self.0.table.borrow_mut();
-            for run in runs.borrow().iter().filter(|run| run.kind == RunKind::Written) {
-                for (row, guard) in (run.first as u64..).zip(&run.guards) {
-                    table.set(run.member, stripe, row, *guard);
-                }
+        self.judge_writes(&ops, &outcomes)
+    }
+
+    /// What was intended is on media.
+    pub(super) fn note_guards(&self, runs: &RefCell<Runs>) {
+        let mut table = self.0.table.borrow_mut();
+        for run in runs.borrow().iter().filter(|run| run.kind == RunKind::Written) {
+            for (row, guard) in (run.first as u64..).zip(&run.guards) {
+                table.set(run.member, run.stripe, row, *guard);
             }
         }
-        self.end(intent);
-        judged?;
-        self.on_record().await
     }
 
     pub(super) fn parities(&self) -> Range<usize> {
@@ -456,16 +309,12 @@ impl<D: Device> Group<D> {
         segments: &[Segment],
         at: u64,
     ) -> Result<(), GroupError> {
-        let modify = self.reads(stripe, touch, true);
-        let reconstruct = self.reads(stripe, touch, false);
-        let (how, ops) = match (modify, reconstruct) {
-            (Some(modify), Some(rest)) if modify.len() < rest.len() => (Some(true), modify),
-            (_, Some(rest)) => (Some(false), rest),
-            (Some(modify), None) => (Some(true), modify),
-            (None, None) => (None, Ops::new()),
+        let mut modify = self.modifies(stripe, touch);
+        let read = match self.reads(stripe, touch, modify) {
+            Some(ops) => self.read_checked(area, stripe, &ops).await?,
+            None => false,
         };
-        let mut modify = how == Some(true);
-        if how.is_none() || !self.read_checked(area, stripe, &ops).await? {
+        if !read {
             modify = false;
             let missing = self.load(area, stripe, touch.window()).await?;
             let needed = |data: usize, row: u64| !touch.of(data).0.contains(&row);
@@ -512,6 +361,14 @@ impl<D: Device> Group<D> {
         Ok(())
     }
 
+    /// Read-modify-write needs fewer commands than reconstruct-write, or is all that can be done.
+    fn modifies(&self, stripe: u64, touch: Touch) -> bool {
+        match (self.reads(stripe, touch, true), self.reads(stripe, touch, false)) {
+            (Some(modify), Some(rest)) => modify.len() < rest.len(),
+            (modify, _) => modify.is_some(),
+        }
+    }
+
     /// What must be read for a write: what it overwrites with the parity, or what it leaves. `None` if a member is not there.
     fn reads(&self, stripe: u64, touch: Touch, modify: bool) -> Option<Ops> {
         let window = touch.window();
@@ -536,25 +393,23 @@ impl<D: Device> Group<D> {
             if rows.is_empty() {
                 continue;
             }
-            if !self.is_live(member) {
+            if !self.holds(member, stripe) {
                 return None;
             }
-            let (lba, blocks) = (self.lba(stripe, rows.start), rows.end - rows.start);
-            push(&mut ops, Op { member, lba, write: false, blocks, from: rows.start });
+            push(&mut ops, Op::read(member, self.lba(stripe, rows.start), rows.end - rows.start, rows.start));
         }
         Some(ops)
     }
 
     /// Reads into the area; true if everything was read and has its guard.
     async fn read_checked(&self, area: &Area<'_, D>, stripe: u64, ops: &Ops) -> Result<bool, GroupError> {
-        let rows = |op: &Op| op.from..op.from + op.blocks;
-        let outcomes = self.run(ops, |op| joined(rows(op).map(|row| area.held(op.member, row)))).await;
+        let outcomes = self.run(ops, |op| joined(op.range().map(|row| area.held(op.member(), row)))).await;
         let mut good = true;
         for (op, outcome) in ops.iter().zip(&outcomes) {
-            good &= self.judge_read(op.member, *outcome)?
-                && rows(op).all(|row| {
-                    let guard = self.0.table.borrow().get(op.member, stripe, row);
-                    guard.is_none_or(|guard| guard == self.guard_of(area.held(op.member, row)))
+            good &= self.judge_read(op.member(), *outcome)?
+                && op.range().all(|row| {
+                    let guard = self.0.table.borrow().get(op.member(), stripe, row);
+                    guard.is_none_or(|guard| guard == self.guard_of(area.held(op.member(), row)))
                 });
         }
         Ok(good)

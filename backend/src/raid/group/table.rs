@@ -3,10 +3,11 @@
 use crate::format::guard::{GUARDED_CHUNKS, GUARDS, Guard};
 use crate::raid::geometry::{CHUNK_BLOCKS, Geometry};
 
-#[derive(Debug, Copy, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
 struct Status {
-    dirty: bool,
-    /// No holder is left that could tell: blocks are taken as they are.
+    /// It is in the list of those to be written.
+    listed: bool,
+    /// No holder could tell: blocks are taken as they are, and the table is not written, until it is learned anew.
     unknown: bool,
     sequence: u64,
 }
@@ -17,13 +18,24 @@ pub(super) struct Table {
     tables: usize,
     guards: Vec<[Guard; GUARDS]>,
     status: Vec<Status>,
+    /// Those that must be written, each once.
+    dirty: Vec<usize>,
+    unknown: usize,
 }
 
 impl Table {
+    /// Nothing is known.
     pub(super) fn new(geometry: Geometry, chunks: u64) -> Self {
         let tables = usize::try_from(chunks.div_ceil(GUARDED_CHUNKS)).expect("a table that fits memory");
         let all = tables * geometry.members();
-        Self { tables, guards: vec![[Guard::OF_ZEROS; GUARDS]; all], status: vec![Status::default(); all] }
+        let status = Status { listed: false, unknown: true, sequence: 0 };
+        Self {
+            tables,
+            guards: vec![[Guard::OF_ZEROS; GUARDS]; all],
+            status: vec![status; all],
+            dirty: Vec::with_capacity(all),
+            unknown: all,
+        }
     }
 
     /// The guard of a block, if it is known.
@@ -36,7 +48,7 @@ impl Table {
         let (table, at) = self.place(member, stripe, row);
         if self.guards[table][at] != guard {
             self.guards[table][at] = guard;
-            self.status[table].dirty = true;
+            self.list(table);
         }
     }
 
@@ -45,28 +57,60 @@ impl Table {
         self.tables
     }
 
-    /// A table block that must be written, as (member, table).
-    pub(super) fn next_dirty(&self) -> Option<(usize, usize)> {
-        let at = self.status.iter().position(|status| status.dirty && !status.unknown)?;
+    /// A table block that must be written, as (member, table). It counts as written from now on.
+    pub(super) fn next_dirty(&mut self) -> Option<(usize, usize)> {
+        let at = self.dirty.pop()?;
+        self.status[at].listed = false;
         Some((at / self.tables, at % self.tables))
     }
 
     /// The guards to be written now, and the sequence to write them with.
-    pub(super) fn clean(&mut self, member: usize, table: usize) -> (u64, &[Guard; GUARDS]) {
+    pub(super) fn for_write(&mut self, member: usize, table: usize) -> (u64, &[Guard; GUARDS]) {
         let at = member * self.tables + table;
-        self.status[at].dirty = false;
         self.status[at].sequence += 1;
         (self.status[at].sequence, &self.guards[at])
     }
 
+    /// A copy was read: it counts if it is the newest of them.
     pub(super) fn load(&mut self, member: usize, table: usize, sequence: u64, guards: &[Guard; GUARDS]) {
         let at = member * self.tables + table;
-        self.guards[at] = *guards;
-        self.status[at] = Status { dirty: false, unknown: false, sequence };
+        if self.status[at].unknown || sequence > self.status[at].sequence {
+            self.guards[at] = *guards;
+            self.status[at].sequence = sequence;
+            self.know(at);
+        }
     }
 
-    pub(super) fn forget(&mut self, member: usize, table: usize) {
-        self.status[member * self.tables + table].unknown = true;
+    /// The first table block that nobody could read, as (member, table).
+    pub(super) fn first_unknown(&self) -> Option<(usize, usize)> {
+        if self.unknown == 0 {
+            return None;
+        }
+        let at = self.status.iter().position(|status| status.unknown)?;
+        Some((at / self.tables, at % self.tables))
+    }
+
+    /// All its guards were set anew.
+    pub(super) fn learned(&mut self, member: usize, table: usize) {
+        let at = member * self.tables + table;
+        self.know(at);
+        self.list(at);
+    }
+
+    /// It must be written again, though it did not change.
+    pub(super) fn touch(&mut self, member: usize, table: usize) {
+        self.list(member * self.tables + table);
+    }
+
+    fn know(&mut self, at: usize) {
+        self.unknown -= usize::from(self.status[at].unknown);
+        self.status[at].unknown = false;
+    }
+
+    fn list(&mut self, at: usize) {
+        if !self.status[at].unknown && !std::mem::replace(&mut self.status[at].listed, true) {
+            self.dirty.push(at);
+        }
     }
 
     fn place(&self, member: usize, stripe: u64, row: u64) -> (usize, usize) {
