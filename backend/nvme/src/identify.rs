@@ -454,7 +454,9 @@ impl IdentifyNamespace {
     pub fn block_bytes(&self) -> Option<u64> {
         let index = self.format & 0xf;
         let format = self.formats[usize::from(index)];
-        (index <= self.formats_max && (9..32).contains(&format.data_log2)).then(|| 1 << format.data_log2)
+        // With more than sixteen formats, the upper bits of the one in use stand in bits 6:5; those have no place here.
+        let known = index <= self.formats_max && (self.formats_max < 16 || self.format & 0x60 == 0);
+        (known && (9..32).contains(&format.data_log2)).then(|| 1 << format.data_log2)
     }
 
     /// The format in use.

@@ -12,6 +12,8 @@ pub mod completion;
 pub mod discovery;
 pub mod fabrics;
 pub mod feature;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod identify;
 pub mod log;
 pub mod opcode;

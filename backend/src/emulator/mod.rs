@@ -21,6 +21,8 @@ mod dma;
 mod event;
 mod fault;
 mod function;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod media;
 mod namespace;
 mod queue;

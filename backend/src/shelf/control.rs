@@ -1,4 +1,4 @@
-//! Faults by hand: lines of text over a socket, each answered with `ok` or `error: ...`.
+//! Faults by hand: a line of text over a socket, answered with `ok` or `error: ...`. Times are at most an hour.
 //!
 //! ```text
 //! DEVICE latency READ_US WRITE_US FLUSH_US [BYTES_PER_S]
@@ -14,7 +14,8 @@
 //! DEVICE power off|on
 //! ```
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
@@ -22,14 +23,28 @@ use std::time::Duration;
 use dyad_nvme::types::{Lba, NamespaceId};
 
 use super::{PORTS, Served};
-use crate::emulator::{BadBlock, BlockFault, Delay, Latency};
+use crate::emulator::{BadBlock, BlockFault, Delay, Latency, Subsystem};
 
-/// How long a client may take for its line: it is a person's tool, and the shelf waits for nobody.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// Bytes of the longest line.
+const LINE_MAX: usize = 256;
 
+/// Clients that have not said their line yet; the oldest makes room for one more.
+const CLIENTS_MAX: usize = 8;
+
+/// The slowest that a device can be told to be.
+const SLOWEST: Duration = Duration::from_secs(3600);
+
+/// Whoever connects says one line, at its own pace: nobody is waited for.
 #[derive(Debug)]
 pub(super) struct Control {
     listener: UnixListener,
+    clients: VecDeque<Client>,
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: UnixStream,
+    line: Vec<u8>,
 }
 
 /// Why a line was not done.
@@ -48,34 +63,65 @@ enum ControlError {
 impl Control {
     pub(super) fn new(listener: UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { listener })
+        Ok(Self { listener, clients: VecDeque::new() })
     }
 
     pub(super) fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
 
-    /// Does what each client that has connected says in its one line.
-    pub(super) fn serve(&mut self, devices: &mut [Served]) -> usize {
-        let mut served = 0;
+    /// Does what clients have said; returns how many lines that were. `watch` gets each new client's socket.
+    pub(super) fn serve(&mut self, devices: &mut [Served], mut watch: impl FnMut(BorrowedFd<'_>)) -> usize {
         while let Ok((stream, _)) = self.listener.accept() {
-            served += 1;
-            // A client that went away has its line done or not.
-            let _ = Self::one(&stream, devices);
+            if stream.set_nonblocking(true).is_ok() {
+                if self.clients.len() == CLIENTS_MAX {
+                    self.clients.pop_front();
+                }
+                watch(stream.as_fd());
+                self.clients.push_back(Client { stream, line: Vec::new() });
+            }
         }
-        served
+        let before = self.clients.len();
+        self.clients.retain_mut(|client| match client.line() {
+            Some(line) => {
+                // A client that went away has its line done all the same.
+                let _ = client.stream.write_all(answer(&line, devices).as_bytes());
+                false
+            }
+            None => true,
+        });
+        before - self.clients.len()
     }
+}
 
-    fn one(stream: &UnixStream, devices: &mut [Served]) -> io::Result<()> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        let answer = match execute(&line, devices) {
-            Ok(()) => "ok\n".to_owned(),
-            Err(error) => format!("error: {error}\n"),
-        };
-        (&*stream).write_all(answer.as_bytes())
+impl Client {
+    /// The line, once it is complete, too long, or all that will come.
+    fn line(&mut self) -> Option<String> {
+        let mut piece = [0; LINE_MAX];
+        loop {
+            let room = LINE_MAX - self.line.len();
+            let complete = match self.stream.read(&mut piece[..room]) {
+                Ok(count) => {
+                    self.line.extend_from_slice(&piece[..count]);
+                    count == 0 || self.line.contains(&b'\n')
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(_) => true,
+            };
+            if complete {
+                let line = self.line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+                return Some(String::from_utf8_lossy(line).into_owned());
+            }
+        }
+    }
+}
+
+/// What a line is answered with.
+pub(super) fn answer(line: &str, devices: &mut [Served]) -> String {
+    match execute(line, devices) {
+        Ok(()) => "ok\n".to_owned(),
+        Err(error) => format!("error: {error}\n"),
     }
 }
 
@@ -87,21 +133,23 @@ fn execute(line: &str, devices: &mut [Served]) -> Result<(), ControlError> {
     let verb = words.next().ok_or(ControlError::NotUnderstood)?;
     let words: Vec<&str> = words.collect();
     let numbers: Vec<u64> = words.iter().map_while(|w| w.parse().ok()).collect();
-    let block = |subsystem: &mut crate::emulator::Subsystem, lba, fault| {
+    let block = |subsystem: &mut Subsystem, lba, fault| {
         if subsystem.inject(NamespaceId(1), Lba(lba), fault) { Ok(()) } else { Err(ControlError::NoBlock) }
     };
+    let time = |time: Duration| if time <= SLOWEST { Ok(time) } else { Err(ControlError::NotUnderstood) };
+    let micros = |n: u64| time(Duration::from_micros(n));
     let port = |port: u64| usize::try_from(port).ok().filter(|p| *p < PORTS).ok_or(ControlError::NoPort);
     match (verb, &numbers[..], &words[..]) {
         ("latency", [read, write, flush, rest @ ..], _) => subsystem.set_latency(Latency {
-            read: Duration::from_micros(*read),
-            write: Duration::from_micros(*write),
-            flush: Duration::from_micros(*flush),
+            read: micros(*read)?,
+            write: micros(*write)?,
+            flush: micros(*flush)?,
             jitter: Duration::ZERO,
             bytes_per_s: rest.first().copied(),
         }),
         ("delay", [0, ..], _) => subsystem.set_delay(None),
         ("delay", [one_in, by], _) => {
-            subsystem.set_delay(Some(Delay { one_in: *one_in, by: Duration::from_millis(*by) }));
+            subsystem.set_delay(Some(Delay { one_in: *one_in, by: time(Duration::from_millis(*by))? }));
         }
         ("bad", [lba], _) => block(subsystem, *lba, BlockFault::Bad(BadBlock::UntilWritten))?,
         ("corrupt", [lba], _) => block(subsystem, *lba, BlockFault::Corrupt)?,

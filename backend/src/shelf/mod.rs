@@ -9,6 +9,8 @@
 
 mod control;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -258,7 +260,13 @@ impl Shelf {
                     // Its expiration is all that it has to say.
                     let _ = nix::unistd::read(self.timer.as_fd(), &mut [0; 8]);
                 }
-                Ready::Control => work += self.control.serve(&mut self.devices),
+                Ready::Control => {
+                    let epoll = &self.epoll;
+                    work += self.control.serve(&mut self.devices, |client| {
+                        // One that cannot be waited for is served when the next one comes.
+                        let _ = add(epoll, client, Ready::Control);
+                    });
+                }
                 Ready::Port(device, port) => {
                     let Served { subsystem, ports, .. } = &mut self.devices[device];
                     let port_of = &mut ports[port];

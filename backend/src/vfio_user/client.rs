@@ -97,6 +97,11 @@ impl VfioUserFunction {
     pub fn connect(path: &Path) -> Result<Self, ConnectError> {
         let stream = UnixStream::connect(path)
             .map_err(|e| ConnectError::NoListener(Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        Self::over(stream)
+    }
+
+    /// The function at the other end of a connection.
+    pub(super) fn over(stream: UnixStream) -> Result<Self, ConnectError> {
         let mut questions = Questions::new(stream).map_err(|_| ConnectError::Silent)?;
         let version = told(&mut questions, |q| q.ask(command::VERSION, &wire::version(), &[]))?.0;
         if version.len() < 4 || version[..2] != [0, 0] {

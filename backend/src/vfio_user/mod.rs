@@ -15,6 +15,8 @@
 //! Rooms: `wire` the messages; `socket` bytes and descriptors (the only unsafe code); `client` and its `questions`; `server`, one connection of one port.
 
 mod client;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod questions;
 pub(crate) mod server;
 mod socket;

@@ -29,8 +29,9 @@ pub(crate) struct Port {
     client: Option<Client>,
 }
 
+/// Whoever has the port.
 #[derive(Debug)]
-struct Client {
+pub(super) struct Client {
     stream: UnixStream,
     receiver: Receiver,
     interrupt: Option<OwnedFd>,
@@ -65,13 +66,7 @@ impl Port {
                 let busy = message(0, command::VERSION, flag::REPLY | flag::ERROR, errno(Errno::EBUSY), &[]);
                 let _ = send(&stream, &busy, &[]);
             } else if stream.set_nonblocking(true).is_ok() {
-                self.client = Some(Client {
-                    stream,
-                    receiver: Receiver::default(),
-                    interrupt: None,
-                    mappings: 0,
-                    config: configuration_space(),
-                });
+                self.client = Some(Client::new(stream));
                 new = true;
             }
         }
@@ -82,14 +77,9 @@ impl Port {
     pub(crate) fn serve(&mut self, subsystem: &mut Subsystem, now: Time) -> usize {
         let mut served = 0;
         while let Some(client) = &mut self.client {
-            match client.receiver.receive(&client.stream) {
-                Ok(None) => break,
-                Ok(Some(message)) => {
-                    served += 1;
-                    if client.answer(self.index, &self.bar, subsystem, message, now).is_err() {
-                        self.hang_up(subsystem);
-                    }
-                }
+            match client.next(self.index, &self.bar, subsystem, now) {
+                Ok(false) => break,
+                Ok(true) => served += 1,
                 Err(Closed) => self.hang_up(subsystem),
             }
         }
@@ -115,6 +105,25 @@ fn errno(errno: Errno) -> u32 {
 }
 
 impl Client {
+    /// A client at the other end of a socket that does not block.
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream, receiver: Receiver::default(), interrupt: None, mappings: 0, config: configuration_space() }
+    }
+
+    /// Answers the next message, if there is one.
+    pub(super) fn next(
+        &mut self,
+        port: usize,
+        bar: &Memory,
+        subsystem: &mut Subsystem,
+        now: Time,
+    ) -> Result<bool, Closed> {
+        match self.receiver.receive(&self.stream)? {
+            None => Ok(false),
+            Some(message) => self.answer(port, bar, subsystem, message, now).map(|()| true),
+        }
+    }
+
     fn answer(
         &mut self,
         port: usize,
