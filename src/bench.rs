@@ -25,6 +25,12 @@ enum What {
     Matrix,
     /// The NVMe driver, the emulated controller, and the shelf over vfio-user
     Nvme,
+    /// Directors are killed, stopped and started again under load: how long until it goes on, and what was lost
+    Takeover {
+        /// How often each fault happens
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+    },
     /// The other process of a measurement
     #[command(hide = true)]
     Peer {
@@ -46,6 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let (name, figures) = match &arguments.what {
         What::Matrix => ("matrix", measure("matrix", matrix)),
         What::Nvme => ("nvme", measure("nvme", nvme)),
+        What::Takeover { rounds } => ("takeover", takeover(*rounds)),
         What::Peer { name, directory } => {
             crate::end_with_parent();
             let served = match name {
@@ -63,11 +70,27 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+fn takeover(rounds: u32) -> Result<Vec<Row>, String> {
+    let directory = directory()?;
+    let figures = dyad_director::takeover::run(directory.path(), rounds, progress)?;
+    let lost = figures.iter().find(|row| row.name == "takeover.lost_writes");
+    if lost.is_none_or(|row| row.value > 0.0) {
+        print_table(&figures);
+        return Err("acknowledged writes were lost".to_owned());
+    }
+    Ok(figures)
+}
+
+fn directory() -> Result<tempfile::TempDir, String> {
+    let made = tempfile::Builder::new().prefix("dyad-bench-").tempdir();
+    made.map_err(|error| format!("cannot make a directory: {error}"))
+}
+
 fn measure(
     peer: &str,
     bench: impl FnOnce(&mut Command, PathBuf) -> Result<Vec<Row>, String>,
 ) -> Result<Vec<Row>, String> {
-    let directory = tempfile::Builder::new().prefix("dyad-bench-").tempdir().map_err(|error| error.to_string())?;
+    let directory = directory()?;
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut other = Command::new(program);
     other.args(["bench", "peer", peer]).arg(directory.path());

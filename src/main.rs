@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use dyad_director::demo::{self, load::REACTORS, processes::EXIT_FRESH};
+use dyad_director::demo;
 use dyad_director::layout::ArrayDir;
 use dyad_director::membership::{DirectorId, Timing};
 use dyad_director::process::{Ended, ProcessConfig, run_director};
+use dyad_director::trial::{load::REACTORS, processes::EXIT_FRESH};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 

@@ -7,3 +7,5 @@ pub mod membership;
 pub mod node;
 pub mod process;
 pub mod registry;
+pub mod takeover;
+pub mod trial;

@@ -47,6 +47,7 @@ const STEPS: &[Step] = &[
     // Other seeds than the tests', and always the same: what lands must not hang on luck. `dyad sim --seconds 60` tries new ones.
     Step { name: "sim", work: Work::Dyad { arguments: &["sim", "--seed", "1000", "--seeds", "100"] } },
     Step { name: "demo", work: Work::Dyad { arguments: &["demo"] } },
+    Step { name: "takeover", work: Work::Dyad { arguments: &["bench", "takeover", "--rounds", "1"] } },
     // Last, because every crate is built once more, with rules that can be broken.
     cargo(
         "mutations",

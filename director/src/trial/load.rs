@@ -1,4 +1,4 @@
-//! The host of the demo: a reactor with the host library, and workers that write, read, and remember what was acknowledged.
+//! The host of a trial: a reactor with the host library, and workers that write, read, and remember what was acknowledged.
 //!
 //! Every block belongs to one worker, which waits for each write: so a block must hold exactly the last acknowledged
 //! write, or the one that is under way.
@@ -31,7 +31,7 @@ use crate::process::HOST_DEPTH;
 pub const WORKERS: u64 = 32;
 /// Blocks that each worker owns.
 const BLOCKS_PER_WORKER: u64 = 64;
-/// Reactors of the demo: shelf, two directors, host.
+/// Reactors of a trial: shelf, two directors, host.
 pub const REACTORS: usize = 4;
 
 /// What the host is to do next.
@@ -41,6 +41,8 @@ pub enum Order {
     Measure,
     /// Write and read with all workers until told otherwise.
     Load,
+    /// End the load and flush the volume.
+    Flush,
     /// End the load and read back every block.
     Verify,
 }
@@ -62,8 +64,8 @@ pub enum Report {
     },
     /// Another thousand operations of the load are done.
     Progress,
-    /// Everything was read back.
-    Verified(Summary),
+    /// The load has ended, and everything was flushed or read back.
+    Ended(Summary),
     /// Something is not as it must be.
     Failed(String),
 }
@@ -81,6 +83,8 @@ pub struct Summary {
     pub longest_gap_s: f64,
     /// Blocks read back at the end.
     pub verified_blocks: u64,
+    /// Those of them that did not hold their last acknowledged write.
+    pub lost_blocks: u64,
     /// Commands that were sent again on another path.
     pub retries: u64,
 }
@@ -147,7 +151,8 @@ fn run(array: &ArrayDir, inbox: Receiver<Order>, outbox: &mpsc::Sender<Report>) 
         depth: HOST_DEPTH,
         first_generation: generation,
         connect_timeout: Duration::from_secs(2),
-        path_timeout: Duration::from_secs(4),
+        // A stopped director keeps its connections. Longer than a takeover, so that there is somebody to turn to.
+        path_timeout: Duration::from_millis(1500),
         command_timeout: Duration::from_secs(60),
         retry_delay: Duration::from_millis(20),
     };
@@ -191,6 +196,7 @@ impl Load {
                     self.changed.notify_all();
                     Ok(())
                 }
+                Order::Flush => self.flush().await,
                 Order::Verify => self.verify().await,
             };
             if let Err(error) = result {
@@ -273,25 +279,51 @@ impl Load {
     }
 
     async fn check(&self, at: u64, count: u64) -> Result<(), String> {
+        match self.lost(at, count).await?.first() {
+            None => Ok(()),
+            Some(block) => {
+                let expected = self.acknowledged.borrow()[place(*block)];
+                Err(format!(
+                    "block {block} does not hold its acknowledged write number {expected}: it was lost or damaged"
+                ))
+            }
+        }
+    }
+
+    /// Reads blocks; those that do not hold their last acknowledged write.
+    async fn lost(&self, at: u64, count: u64) -> Result<Vec<u64>, String> {
         let frames = self.frames(count)?;
         let failed = |error: VolumeError| format!("a read of block {at} failed: {error}");
         let frames = self.volume.read_scatter(Lba(at), frames).await.map_err(failed)?;
         let mut bytes = Box::new([0; FRAME_BYTES]);
-        for (index, block) in (at..at + count).enumerate() {
+        let is_lost = |(index, block): (usize, u64)| {
             frames.read(index, &mut bytes[..]);
             let expected = self.acknowledged.borrow()[place(block)];
-            if expected > 0 && bytes != contents(block, expected) {
-                return Err(format!(
-                    "block {block} does not hold its acknowledged write number {expected}: it was lost or damaged"
-                ));
-            }
-        }
+            (expected > 0 && bytes != contents(block, expected)).then_some(block)
+        };
+        Ok((at..at + count).enumerate().filter_map(is_lost).collect())
+    }
+
+    async fn flush(&self) -> Result<(), String> {
+        let sum = self.end_load().await;
+        self.volume.flush().await.map_err(|error| format!("a flush failed: {error}"))?;
+        self.say(Report::Ended(sum));
         Ok(())
     }
 
     async fn verify(&self) -> Result<(), String> {
+        let mut sum = self.end_load().await;
+        for at in (0..WORKERS * BLOCKS_PER_WORKER).step_by(4) {
+            sum.lost_blocks += self.lost(at, 4).await?.len() as u64;
+            sum.verified_blocks += 4;
+        }
+        self.say(Report::Ended(sum));
+        Ok(())
+    }
+
+    /// Waits until no worker works, and adds up.
+    async fn end_load(&self) -> Summary {
         self.running.set(false);
-        let mut sum = self.sum.get();
         let elapsed = self.handle.now().since(self.began.get()).as_secs_f64();
         loop {
             let seen = self.changed.generation();
@@ -300,17 +332,9 @@ impl Load {
             }
             self.changed.changed_since(seen).await;
         }
-        let blocks = WORKERS * BLOCKS_PER_WORKER;
-        for at in (0..blocks).step_by(4) {
-            self.check(at, 4).await?;
-        }
-        let counted = self.sum.get();
-        (sum.writes, sum.reads) = (counted.writes, counted.reads);
-        sum.per_second = per_second(sum.writes + sum.reads, elapsed);
-        sum.verified_blocks = blocks;
-        sum.retries = self.volume.counters().retries;
-        self.say(Report::Verified(sum));
-        Ok(())
+        let sum = self.sum.get();
+        let per_second = per_second(sum.writes + sum.reads, elapsed);
+        Summary { per_second, retries: self.volume.counters().retries, ..sum }
     }
 
     fn frames(&self, count: u64) -> Result<dyad_matrix::frames::Pinned, String> {

@@ -1,4 +1,4 @@
-//! The processes of the demo: the shelf and two directors, started, watched, killed and started again.
+//! The processes of a trial: the shelf and two directors, started, watched, killed and started again.
 
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use dyad_reactor::{BootClock, Clock};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::layout::ArrayDir;
 use crate::membership::DirectorId;
@@ -99,6 +101,17 @@ impl Processes {
             self.directors[place(me)].take().ok_or_else(|| io::Error::other("this director does not run"))?;
         running.child.kill()?;
         running.child.wait().map(|_| ())
+    }
+
+    /// Stops a director where it is, or lets it go on (SIGSTOP, SIGCONT).
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn pause(&self, me: DirectorId, paused: bool) -> io::Result<()> {
+        let running = self.directors[place(me)].as_ref();
+        let id = running.ok_or_else(|| io::Error::other("this director does not run"))?.child.id();
+        let id = i32::try_from(id).map_err(io::Error::other)?;
+        kill(Pid::from_raw(id), if paused { Signal::SIGSTOP } else { Signal::SIGCONT }).map_err(io::Error::from)
     }
 
     /// The process number of a director.
