@@ -1,9 +1,10 @@
 //! Classes of traffic between two nodes (PROTOCOLS 11): each has a VI and credits of its own, so none can starve another.
+//! [`Exchange`](crate::exchange::Exchange) speaks over them.
 //!
 //! Why this cannot deadlock: a message waits only for credits of its own class, and a credit comes back when the peer has
-//! taken the message out of its receive buffer, which waits for nothing. A request that will be answered takes, with its own
-//! credit, the room for its answer: [`Credits::receives`] posts one receive of class [`Class::Reply`] for every request that
-//! may be outstanding, whatever its class. So an answer never waits, and no class waits for a lower one.
+//! answered. A request takes, with its own credit, the room for its answer:
+//! [`Credits::receives`] posts a receive of class [`Class::Reply`] for every request that may be outstanding, whatever its
+//! class. So an answer never waits, and no class waits for a lower one.
 
 use std::ops::{Index, IndexMut};
 
@@ -52,12 +53,26 @@ impl Class {
 
 /// One thing for each class.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Default)]
-pub struct PerClass<T>([T; 6]);
+pub struct PerClass<T>([T; Class::ALL.len()]);
 
 impl<T> PerClass<T> {
     /// What `make` makes for each, most urgent first.
     pub fn new(make: impl FnMut(Class) -> T) -> Self {
         Self(Class::ALL.map(make))
+    }
+
+    /// What `make` makes for each, unless it fails.
+    ///
+    /// # Errors
+    /// The first error of `make`, which is not asked again.
+    pub fn try_new<E>(mut make: impl FnMut(Class) -> Result<T, E>) -> Result<Self, E> {
+        let mut made = heapless::Vec::<T, { Class::ALL.len() }>::new();
+        for class in Class::ALL {
+            let room = made.push(make(class)?);
+            assert!(room.is_ok(), "one for each");
+        }
+        let Ok(made) = made.into_array() else { unreachable!("one for each") };
+        Ok(Self(made))
     }
 }
 
@@ -83,21 +98,26 @@ pub struct Credits {
 }
 
 impl Credits {
-    /// As many requests (of class [`Class::Reply`]: commits and releases) may be outstanding as this says for their class.
+    /// As many requests may be outstanding as this says for their class (of class [`Class::Reply`]: commits and releases).
     #[must_use]
     pub fn new(outstanding: PerClass<u16>) -> Self {
         Self { outstanding, free: PerClass::new(|class| Permits::new(usize::from(outstanding[class]))) }
     }
 
-    /// How many receives to post on the VI of `class`, at both ends, if both were made with the same numbers.
+    /// How many receives to post on the VI of `class`, at both ends, if both were made with the same numbers: one for each
+    /// message of the class that the peer may have outstanding, and on the one for answers one for each of our own.
     #[must_use]
     pub fn receives(&self, class: Class) -> u16 {
-        let answers = || Class::ALL.map(|class| self.outstanding[class]).iter().sum();
-        if class == Class::Reply { answers() } else { self.outstanding[class] }
+        self.outstanding[class] + if class == Class::Reply { self.requests() } else { 0 }
     }
 
-    /// Waits for a credit of `class`. It is held until the answer has come or, if none will, until the send completes at
-    /// Reliable Reception.
+    /// How many requests may be outstanding in all classes together: as many answers can be awaited.
+    #[must_use]
+    pub fn requests(&self) -> u16 {
+        Class::ALL.map(|class| self.outstanding[class]).iter().sum()
+    }
+
+    /// Waits for a credit of `class`. It is held until the answer has come, whether or not anybody still waits for it.
     pub async fn acquire(&self, class: Class) -> Permit {
         self.free[class].acquire(1).await
     }
@@ -121,7 +141,8 @@ mod tests {
         assert_eq!(hosts.len(), 3);
         let others = Class::ALL.map(|class| credits.try_acquire(class));
         assert_eq!(others.iter().flatten().count(), 5, "all but the hosts");
-        assert_eq!(usize::from(credits.receives(Class::Reply)), hosts.len() + 5);
+        let answers = hosts.len() + 5;
+        assert_eq!(usize::from(credits.receives(Class::Reply)), answers + 1, "and the peer's own one of this class");
         assert_eq!(credits.receives(Class::Mirror), 1);
         drop(hosts);
         assert!(credits.try_acquire(Class::Host).is_some(), "they come back");

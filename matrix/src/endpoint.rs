@@ -3,8 +3,11 @@
 //!
 //! Invariants:
 //! - every VI has as many receives posted as its depth; who sends more than that waits (credits are the provider's);
+//! - who waits for room on one VI holds nothing that another VI needs;
 //! - a descriptor in flight is held in `in_flight` until it completes, whether or not anybody awaits it;
 //! - nothing is allocated after [`Endpoint::new`].
+
+mod payload;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -16,10 +19,12 @@ use std::time::Duration;
 use dyad_reactor::executor::Handle;
 use dyad_reactor::sync::{Inbox, Pending, Replies, Signal, Ticket};
 
+use crate::crossover::Crossover;
 use crate::memory::{Memory, Segment};
 use crate::provider::{
     Completion, CqId, Descriptor, DescriptorError, Event, NetAddress, PostError, PrivateData, ProtectionTag, Provider,
-    Reliability, RemoteAccess, RemoteAddress, ResourceError, Revocable, SendOperation, ViAttributes, ViId,
+    RegionHandle, Reliability, RemoteAccess, RemoteAddress, ResourceError, Revocable, SEGMENTS_MAX, SendOperation,
+    ViAttributes, ViId,
 };
 
 /// Longest message in bytes.
@@ -86,6 +91,9 @@ struct Inner<P> {
     replies: Replies<Result<u32, DescriptorError>>,
     room: Signal,
     open: Cell<u16>,
+    /// What peers' payloads may be put into.
+    exports: RefCell<Vec<(RegionHandle, Memory)>>,
+    crossover: Cell<Crossover>,
 }
 
 /// A set of VIs with common queues. Clones are the same endpoint.
@@ -103,6 +111,14 @@ impl<P> Clone for Endpoint<P> {
 #[must_use = "the memory stays in use until this resolves"]
 pub struct Posted {
     pending: Pending<Result<u32, DescriptorError>>,
+    room: Signal,
+}
+
+impl Drop for Posted {
+    fn drop(&mut self) {
+        // Its place among the answers is free now or in a moment.
+        self.room.notify_all();
+    }
 }
 
 impl Future for Posted {
@@ -137,6 +153,8 @@ impl<P: Provider> Endpoint<P> {
             replies: Replies::new(count),
             room: Signal::new(),
             open: Cell::new(0),
+            exports: RefCell::default(),
+            crossover: Cell::new(Crossover::at(0)),
         };
         Ok(Self { inner: Rc::new(inner) })
     }
@@ -226,22 +244,7 @@ impl<P: Provider> Endpoint<P> {
     /// # Panics
     /// If the message is longer than [`MESSAGE_BYTES_MAX`].
     pub async fn send(&self, vi: ViId, message: &[u8]) -> Result<Posted, TransferError> {
-        assert!(message.len() <= MESSAGE_BYTES_MAX, "a message of {} bytes", message.len());
-        let inner = &*self.inner;
-        let buffer = loop {
-            let seen = inner.room.generation();
-            if let Some(buffer) = inner.send_free.borrow_mut().pop() {
-                break buffer;
-            }
-            inner.room.changed_since(seen).await;
-        };
-        let held = SendBuffer { inner, buffer };
-        let segment = inner.buffer(buffer, message.len());
-        inner.messages.write(segment.offset, message).expect("a send buffer lies in its memory");
-        let posted = self.post(vi, SendOperation::Send, &[segment], Some(buffer)).await?;
-        // It returns when the send completes.
-        std::mem::forget(held);
-        Ok(posted)
+        self.when_there_is_room(|| self.post_message(vi, &[], message, None)).await
     }
 
     /// Sends `message` if there is room now; nobody learns when it arrives.
@@ -252,20 +255,7 @@ impl<P: Provider> Endpoint<P> {
     /// # Panics
     /// If the message is longer than [`MESSAGE_BYTES_MAX`].
     pub fn try_send(&self, vi: ViId, message: &[u8]) -> Result<(), TransferError> {
-        assert!(message.len() <= MESSAGE_BYTES_MAX, "a message of {} bytes", message.len());
-        let inner = &*self.inner;
-        let Some(buffer) = inner.send_free.borrow_mut().pop() else {
-            return Err(TransferError::Refused(PostError::Full));
-        };
-        let segment = inner.buffer(buffer, message.len());
-        inner.messages.write(segment.offset, message).expect("a send buffer lies in its memory");
-        match inner.try_post(vi, SendOperation::Send, &[segment], Some(buffer)) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                inner.send_free.borrow_mut().push(buffer);
-                Err(TransferError::from(error))
-            }
-        }
+        Ok(self.post_message(vi, &[], message, None).map(drop)?)
     }
 
     /// Writes `segments` to the peer's memory.
@@ -273,7 +263,7 @@ impl<P: Provider> Endpoint<P> {
     /// # Errors
     /// When the connection is gone.
     pub async fn rdma_write(&self, vi: ViId, segments: &[Segment], to: RemoteAddress) -> Result<Posted, TransferError> {
-        self.post(vi, SendOperation::RdmaWrite(to), segments, None).await
+        self.when_there_is_room(|| self.inner.try_post(vi, SendOperation::RdmaWrite(to), segments)).await
     }
 
     /// Fills `segments` from the peer's memory.
@@ -286,27 +276,45 @@ impl<P: Provider> Endpoint<P> {
         segments: &[Segment],
         from: RemoteAddress,
     ) -> Result<Posted, TransferError> {
-        self.post(vi, SendOperation::RdmaRead(from), segments, None).await
+        self.when_there_is_room(|| self.inner.try_post(vi, SendOperation::RdmaRead(from), segments)).await
     }
 
-    async fn post(
+    /// Posts as soon as it can be done. Nothing is held meanwhile, so whoever waits for one VI keeps nobody from another.
+    async fn when_there_is_room(&self, post: impl Fn() -> Result<Posted, PostError>) -> Result<Posted, TransferError> {
+        loop {
+            let seen = self.inner.room.generation();
+            match post() {
+                Err(PostError::Full) => self.inner.room.changed_since(seen).await,
+                posted => return Ok(posted?),
+            };
+        }
+    }
+
+    /// Posts a message: `pieces` of other memory, then `message`.
+    fn post_message(
         &self,
         vi: ViId,
-        operation: SendOperation,
-        segments: &[Segment],
-        send_buffer: Option<u32>,
-    ) -> Result<Posted, TransferError> {
+        pieces: &[Segment],
+        message: &[u8],
+        immediate: Option<u32>,
+    ) -> Result<Posted, PostError> {
+        assert!(message.len() <= MESSAGE_BYTES_MAX, "a message of {} bytes", message.len());
         let inner = &*self.inner;
-        loop {
-            let seen = inner.room.generation();
-            match inner.try_post(vi, operation, segments, send_buffer) {
-                Ok(posted) => return Ok(posted),
-                Err(PostError::Full) => {
-                    inner.room.changed_since(seen).await;
-                }
-                Err(error) => return Err(TransferError::from(error)),
-            }
+        let Some(buffer) = inner.send_free.borrow_mut().pop() else { return Err(PostError::Full) };
+        let own = inner.buffer(buffer, message.len());
+        inner.messages.write(own.offset, message).expect("a send buffer lies in its memory");
+        let mut segments = heapless::Vec::<Segment, SEGMENTS_MAX>::new();
+        let fits = segments.extend_from_slice(pieces).is_ok() && segments.push(own).is_ok();
+        let posted = if fits {
+            let operation = SendOperation::Send;
+            inner.post(vi, &Descriptor { operation, segments: &segments, immediate, cookie: 0 }, Some(buffer))
+        } else {
+            Err(PostError::TooManySegments)
+        };
+        if posted.is_err() {
+            inner.send_free.borrow_mut().push(buffer);
         }
+        posted
     }
 
     /// The next message of any VI. One task may wait.
@@ -319,15 +327,13 @@ impl<P: Provider> Endpoint<P> {
                 continue;
             }
             let Ok(len) = completion.result else { continue };
-            let len = usize::try_from(len).map_or(MESSAGE_BYTES_MAX, |len| len.min(MESSAGE_BYTES_MAX));
-            let mut message = Message::new();
-            message.resize(len, 0).expect("the length was clamped");
-            inner
-                .messages
-                .read(inner.buffer(buffer, len).offset, &mut message)
-                .expect("a receive buffer lies in its memory");
+            let message = self.unpack(buffer, len, completion.immediate);
             inner.post_receive(completion.vi);
-            return (completion.vi, message);
+            match message {
+                Some(message) => return (completion.vi, message),
+                // It would have put bytes where it may not: as with an RDMA, that ends the connection.
+                None => drop(inner.provider.revoke(Revocable::Vi(completion.vi))),
+            }
         }
     }
 
@@ -347,19 +353,6 @@ impl<P: Provider> Endpoint<P> {
             let _ = inner.replies.complete(done.ticket, completion.result);
             inner.room.notify_all();
         }
-    }
-}
-
-/// A send buffer that is not posted yet: free again if it never is, even if whoever waits for room gives up.
-struct SendBuffer<'a, P> {
-    inner: &'a Inner<P>,
-    buffer: u32,
-}
-
-impl<P> Drop for SendBuffer<'_, P> {
-    fn drop(&mut self) {
-        self.inner.send_free.borrow_mut().push(self.buffer);
-        self.inner.room.notify_all();
     }
 }
 
@@ -399,19 +392,18 @@ impl<P: Provider> Inner<P> {
         }
     }
 
-    fn try_post(
-        &self,
-        vi: ViId,
-        operation: SendOperation,
-        segments: &[Segment],
-        send_buffer: Option<u32>,
-    ) -> Result<Posted, PostError> {
+    fn try_post(&self, vi: ViId, operation: SendOperation, segments: &[Segment]) -> Result<Posted, PostError> {
+        self.post(vi, &Descriptor { operation, segments, immediate: None, cookie: 0 }, None)
+    }
+
+    /// Posts, and remembers what is in flight under the cookie.
+    fn post(&self, vi: ViId, what: &Descriptor<'_>, send_buffer: Option<u32>) -> Result<Posted, PostError> {
         let Some(place) = self.in_flight_free.borrow().last().copied() else { return Err(PostError::Full) };
         let Some(pending) = self.replies.reserve() else { return Err(PostError::Full) };
-        self.provider.post_send(vi, &Descriptor { operation, segments, immediate: None, cookie: u64::from(place) })?;
+        self.provider.post_send(vi, &Descriptor { cookie: u64::from(place), ..*what })?;
         self.in_flight_free.borrow_mut().pop();
         self.in_flight.borrow_mut()[index(place)] = Some(InFlight { vi, send_buffer, ticket: pending.ticket() });
-        Ok(Posted { pending })
+        Ok(Posted { pending, room: self.room.clone() })
     }
 }
 

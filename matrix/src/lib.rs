@@ -6,13 +6,14 @@
 pub mod bench;
 pub mod class;
 pub mod conformance;
+pub mod crossover;
 pub mod endpoint;
+pub mod exchange;
 pub mod frames;
 pub mod memory;
 pub mod provider;
 pub mod shm;
 pub mod sim;
-pub mod transfer;
 
 mod completion;
 mod descriptor;

@@ -1,8 +1,9 @@
-//! Send or RDMA, chosen by size.
+//! Send or RDMA, chosen by size: where the one becomes cheaper than the other.
 //!
 //! A payload can ride in a message, through a receive buffer that was posted before, out of which it is then copied to its
 //! place; or it goes straight to its place by RDMA, and a short message says so. The first costs copies, the second a
 //! descriptor. Where the second becomes cheaper depends on the provider and the machine, so it is measured, once.
+//! [`Endpoint::transfer`](crate::endpoint::Endpoint::transfer) goes by it.
 
 use std::future::poll_fn;
 use std::time::Duration;
