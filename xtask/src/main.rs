@@ -5,6 +5,7 @@
 
 mod steps;
 mod tidy;
+mod tools;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

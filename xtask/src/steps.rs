@@ -5,6 +5,7 @@
 //! what other flags built apart.
 
 use crate::tidy;
+use crate::tools::{self, Tool};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,30 +25,51 @@ enum Work {
 struct Step {
     name: &'static str,
     work: Work,
+    /// Without these it is skipped.
+    needs: &'static [Tool],
+    /// Without these it checks less.
+    uses: &'static [Tool],
+}
+
+impl Step {
+    const fn new(name: &'static str, work: Work) -> Self {
+        Self { name, work, needs: &[], uses: &[] }
+    }
+
+    const fn needs(self, needs: &'static [Tool]) -> Self {
+        Self { needs, ..self }
+    }
+
+    const fn uses(self, uses: &'static [Tool]) -> Self {
+        Self { uses, ..self }
+    }
 }
 
 const fn cargo(name: &'static str, arguments: &'static [&'static str]) -> Step {
-    Step { name, work: Work::Cargo { arguments, environment: &[] } }
+    Step::new(name, Work::Cargo { arguments, environment: &[] })
 }
 
 const STEPS: &[Step] = &[
-    Step { name: "tidy", work: Work::Tidy },
+    Step::new("tidy", Work::Tidy),
     cargo("fmt", &["fmt", "--all", "--check"]),
     cargo("clippy", &["clippy", "--workspace", "--all-targets", "--profile", "ci", "--", "-D", "warnings"]),
     cargo("build", &["build", "--workspace", "--bins", "--tests", "--profile", "ci"]),
-    cargo("test", &["test", "--workspace", "--tests", "--profile", "ci"]),
+    cargo("test", &["test", "--workspace", "--tests", "--profile", "ci"]).uses(&[tools::QEMU]),
     cargo("doctest", &["test", "--workspace", "--doc", "--profile", "ci"]),
-    Step {
-        name: "loom",
-        work: Work::Cargo {
+    // What an I/O costs, against the budget. For the whole workspace, as above, so that nothing is built twice.
+    cargo("count", &["bench", "--workspace", "--bench", "nvme", "--profile", "ci", "--", "instructions"])
+        .needs(&[tools::VALGRIND]),
+    Step::new(
+        "loom",
+        Work::Cargo {
             arguments: &["test", "--package", "dyad-reactor", "--package", "dyad-matrix", "--lib", "loom"],
             environment: &[("RUSTFLAGS", "--cfg loom")],
         },
-    },
+    ),
     // Other seeds than the tests', and always the same: what lands must not hang on luck. `dyad sim --seconds 60` tries new ones.
-    Step { name: "sim", work: Work::Dyad { arguments: &["sim", "--seed", "1000", "--seeds", "100"] } },
-    Step { name: "demo", work: Work::Dyad { arguments: &["demo"] } },
-    Step { name: "takeover", work: Work::Dyad { arguments: &["bench", "takeover", "--rounds", "1"] } },
+    Step::new("sim", Work::Dyad { arguments: &["sim", "--seed", "1000", "--seeds", "100"] }),
+    Step::new("demo", Work::Dyad { arguments: &["demo"] }),
+    Step::new("takeover", Work::Dyad { arguments: &["bench", "takeover", "--rounds", "1"] }),
     // Last, because every crate is built once more, with rules that can be broken.
     cargo(
         "mutations",
@@ -107,9 +129,13 @@ fn target_directory() -> PathBuf {
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 enum Outcome {
     Passed(Duration),
+    /// Without a tool, so that not everything was checked.
+    PassedWithout(Duration, Tool),
     Failed(Duration),
     /// An earlier step failed, so this one was not run.
     Skipped,
+    /// This machine has not what it takes.
+    Missing(Tool),
 }
 
 /// Runs every step; false if one failed.
@@ -118,29 +144,30 @@ pub(crate) fn run_all(root: &Path) -> bool {
     let outcomes = run_until_failure(STEPS, |step| {
         number += 1;
         println!("==> {number}/{} {}: {}", STEPS.len(), step.name, step.work);
+        if let Some(tool) = step.needs.iter().find(|tool| !tool.available()) {
+            println!("<== {} SKIPPED: {} is missing; {}", step.name, tool.program, tool.advice());
+            return Outcome::Missing(*tool);
+        }
+        let without = step.uses.iter().find(|tool| !tool.available());
         let (held, taken) = timed(|| step.work.run(root));
         println!("<== {} {} in {:.1} s", step.name, if held { "passed" } else { "FAILED" }, taken.as_secs_f64());
-        (held, taken)
+        match without {
+            _ if !held => Outcome::Failed(taken),
+            None => Outcome::Passed(taken),
+            Some(tool) => Outcome::PassedWithout(taken, *tool),
+        }
     });
     println!("\n{}", summary(STEPS, &outcomes));
     !outcomes.iter().any(|o| matches!(o, Outcome::Failed(_)))
 }
 
-fn run_until_failure(steps: &[Step], mut run: impl FnMut(&Step) -> (bool, Duration)) -> Vec<Outcome> {
+fn run_until_failure(steps: &[Step], mut run: impl FnMut(&Step) -> Outcome) -> Vec<Outcome> {
     let mut failed = false;
     let mut outcomes = Vec::new();
     for step in steps {
-        outcomes.push(if failed {
-            Outcome::Skipped
-        } else {
-            match run(step) {
-                (true, taken) => Outcome::Passed(taken),
-                (false, taken) => {
-                    failed = true;
-                    Outcome::Failed(taken)
-                }
-            }
-        });
+        let outcome = if failed { Outcome::Skipped } else { run(step) };
+        failed |= matches!(outcome, Outcome::Failed(_));
+        outcomes.push(outcome);
     }
     outcomes
 }
@@ -148,11 +175,20 @@ fn run_until_failure(steps: &[Step], mut run: impl FnMut(&Step) -> (bool, Durati
 /// A line per step, and last the counts, which scripts read: `N passed, N failed, N skipped`.
 fn summary(steps: &[Step], outcomes: &[Outcome]) -> String {
     let (mut text, mut passed, mut failed, mut skipped) = (String::new(), 0, 0, 0);
-    for (Step { name, work }, outcome) in steps.iter().zip(outcomes) {
+    for (Step { name, work, .. }, outcome) in steps.iter().zip(outcomes) {
         text += &match outcome {
             Outcome::Passed(taken) => {
                 passed += 1;
                 format!("{name:<9} passed {:>7.1} s\n", taken.as_secs_f64())
+            }
+            Outcome::PassedWithout(taken, tool) => {
+                passed += 1;
+                let (seconds, program, advice) = (taken.as_secs_f64(), tool.program, tool.advice());
+                format!("{name:<9} passed {seconds:>7.1} s   WITHOUT {program}, which it uses: {advice}\n")
+            }
+            Outcome::Missing(tool) => {
+                skipped += 1;
+                format!("{name:<9} SKIPPED, because {} is missing: {}\n", tool.program, tool.advice())
             }
             Outcome::Failed(taken) => {
                 failed += 1;
@@ -184,7 +220,8 @@ mod tests {
         let mut ran = Vec::new();
         let outcomes = run_until_failure(THREE, |step| {
             ran.push(step.name);
-            (step.name != failing, Duration::from_millis(1500))
+            let taken = Duration::from_millis(1500);
+            if step.name == failing { Outcome::Failed(taken) } else { Outcome::Passed(taken) }
         });
         (outcomes, ran)
     }
@@ -204,5 +241,15 @@ mod tests {
         let (outcomes, ran) = outcomes("none");
         assert_eq!(ran, ["one", "two", "three"]);
         assert_eq!(summary(THREE, &outcomes).lines().last(), Some("3 passed, 0 failed, 0 skipped"));
+    }
+
+    #[test]
+    fn what_this_machine_lacks_is_said_loudly_and_is_no_failure() {
+        let taken = Duration::from_millis(1500);
+        let without = Outcome::PassedWithout(taken, tools::QEMU);
+        let text = summary(THREE, &[Outcome::Missing(tools::VALGRIND), without, Outcome::Passed(taken)]);
+        assert!(text.contains("one       SKIPPED, because valgrind is missing: apt-get install valgrind"), "{text}");
+        assert!(text.contains("WITHOUT qemu-system-x86_64"), "{text}");
+        assert_eq!(text.lines().last(), Some("2 passed, 0 failed, 1 skipped"));
     }
 }
