@@ -1,6 +1,7 @@
 //! Floor 4, the director's side: what an NVMe-oF host may ask for, and the transports that carry it.
 
 pub mod command;
+pub mod subsystem;
 pub mod transfer;
 pub mod vi;
 
