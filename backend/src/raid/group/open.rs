@@ -138,13 +138,7 @@ impl<D: Device> Group<D> {
         out: &[DeviceId],
     ) -> Result<Self, OpenError> {
         let memory = Memory::anonymous(BLOCK_BYTES);
-        let mut copies: Vec<[Option<Box<Block>>; 2]> = Vec::with_capacity(devices.len());
-        for device in &devices {
-            copies.push(match device.map(&memory) {
-                Ok(()) => read_superblocks(device, &memory).await,
-                Err(_) => [None, None],
-            });
-        }
+        let copies = read_superblocks(&devices, &memory, expected.group).await;
         let candidates = devices.iter().zip(&copies).map(|(device, [first, last])| {
             let info = device.info();
             Candidate { device: info.id, blocks: info.blocks, copies: [first.as_deref(), last.as_deref()] }
@@ -290,12 +284,25 @@ impl<D: Device> Group<D> {
     }
 }
 
-async fn read_superblocks<D: Device>(device: &D, memory: &Memory) -> [Option<Box<Block>>; 2] {
-    let first = read_block(device, memory, Lba(0)).await;
-    let blocks = device.info().blocks.0;
-    let last =
-        first.as_ref().and_then(|block| Superblock::decode(block, 0).ok()).map(|found| found.superblock.layout.last);
-    let last = last.unwrap_or(Lba(blocks.saturating_sub(1)));
-    let last = if last.0 < blocks { read_block(device, memory, last).await } else { None };
-    [first.map(Box::new), last.map(Box::new)]
+/// Both copies of all devices. Where copy 1 is, copy 0 says; where that is torn, those of the other members say; else it is the last block.
+async fn read_superblocks<D: Device>(devices: &[D], memory: &Memory, group: GroupId) -> Vec<[Option<Box<Block>>; 2]> {
+    let mut firsts = Vec::with_capacity(devices.len());
+    for device in devices {
+        let reached = device.map(memory).is_ok();
+        firsts.push(if reached { read_block(device, memory, Lba(0)).await.map(Box::new) } else { None });
+    }
+    let decode = |block: &Option<Box<Block>>| {
+        let found = Superblock::decode(block.as_deref()?, 0).ok()?.superblock;
+        Some((found.group, found.layout.last))
+    };
+    let of_group = firsts.iter().filter_map(decode).find(|(of, _)| *of == group).map(|(_, last)| last);
+    let mut copies = Vec::with_capacity(devices.len());
+    for (device, first) in devices.iter().zip(firsts) {
+        let blocks = device.info().blocks.0;
+        let own = decode(&first).map(|(_, last)| last);
+        let last = own.or(of_group).unwrap_or(Lba(blocks.saturating_sub(1)));
+        let last = if last.0 < blocks { read_block(device, memory, last).await.map(Box::new) } else { None };
+        copies.push([first, last]);
+    }
+    copies
 }

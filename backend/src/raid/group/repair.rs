@@ -8,7 +8,7 @@ use dyad_nvme::types::{BLOCK_BYTES, BlockCount};
 use super::members::{Op, Ops};
 use super::stripe::{Area, Rows, Terms, Touch, bit};
 use super::{Group, GroupError, joined, push};
-use crate::device::Device;
+use crate::device::{Device, DeviceError};
 use crate::parity::{Gf, Member as Part, Piece, Recipe, SOURCES_MAX, combine};
 use crate::raid::geometry::MEMBERS_MAX;
 
@@ -146,6 +146,32 @@ impl<D: Device> Group<D> {
                 missing[*member] &= !bit(row);
             }
         }
+    }
+
+    /// What is missing of a row is lost for good, and others of its blocks are to be written: for parity it counts as zeros from now on, and its guard goes
+    /// on telling that it is not.
+    ///
+    /// # Errors
+    /// `Media`: a device may have it still, and cannot say so now.
+    pub(super) async fn give_up_row(
+        &self,
+        area: &Area<'_, D>,
+        stripe: u64,
+        row: u64,
+        missing: &Rows,
+    ) -> Result<(), GroupError> {
+        for member in (0..self.0.geometry.members()).filter(|m| missing[*m] & bit(row) != 0) {
+            let place = area.held(member, row);
+            if self.holds(member, stripe) {
+                let ops = [Op::read(member, self.lba(stripe, row), 1, row)];
+                let outcome = self.run(&ops, |_| joined([place].into_iter())).await[0];
+                if !matches!(outcome, Ok(()) | Err(DeviceError::Media)) {
+                    return Err(GroupError::Media);
+                }
+            }
+            self.0.work.fill_zero(place.offset, u64::from(place.len)).expect("our own memory");
+        }
+        Ok(())
     }
 
     /// Sums terms into one block, or with the second factors into two.

@@ -317,11 +317,12 @@ impl<D: Device> Group<D> {
         if !read {
             modify = false;
             let missing = self.load(area, stripe, touch.window()).await?;
-            let needed = |data: usize, row: u64| !touch.of(data).0.contains(&row);
-            for (data, row) in (0..self.0.geometry.data()).flat_map(|d| touch.window().map(move |row| (d, row))) {
-                let holder = self.0.geometry.holders(stripe, Part::Data(data)).next().expect("data has a holder");
-                if needed(data, row) && missing[holder] & bit(row) != 0 {
-                    return Err(GroupError::Media);
+            for row in touch.window() {
+                let left = (0..self.0.geometry.data()).filter(|data| !touch.of(*data).0.contains(&row));
+                let holder =
+                    |data| self.0.geometry.holders(stripe, Part::Data(data)).next().expect("data has a holder");
+                if left.map(holder).any(|holder| missing[holder] & bit(row) != 0) {
+                    self.give_up_row(area, stripe, row, &missing).await?;
                 }
             }
         }
