@@ -114,6 +114,25 @@ impl QueueMemory {
     }
 }
 
+/// A name for a namespace that has none of its own, as QEMU's simplest has none: it is the only one of that number in the subsystem of that
+/// vendor, serial number and model (Base 2.0, 4.5.1).
+fn private_name(controller: &IdentifyController, namespace: NamespaceId) -> Result<[u8; 16], AttachError> {
+    if controller.serial.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Err(AttachError::Unsupported(
+            "a name: its namespace has no UUID, NGUID or EUI64, and it has no serial number",
+        ));
+    }
+    let (vendor, number) = (controller.vendor.to_le_bytes(), namespace.0.to_le_bytes());
+    let parts = [&vendor[..], &controller.serial, &controller.model, &number];
+    Ok(fnv1a(parts.into_iter().flatten()).to_be_bytes())
+}
+
+/// 128-bit FNV-1a (draft-eastlake-fnv).
+fn fnv1a<'a>(bytes: impl Iterator<Item = &'a u8>) -> u128 {
+    const PRIME: u128 = 0x0100_0000_0000_0000_0000_013b;
+    bytes.fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, byte| (hash ^ u128::from(*byte)).wrapping_mul(PRIME))
+}
+
 /// Asks until there is an answer, leaving the reactor to others meanwhile; none is none in time.
 async fn answered<T>(handle: &Handle, mut ask: impl FnMut() -> Poll<T>) -> Option<T> {
     let deadline = handle.now() + ANSWER_TIMEOUT;
@@ -242,7 +261,7 @@ impl<F: PciFunction> Shared<F> {
             return Err(AttachError::Nonsense("queue entry sizes"));
         }
         let identified = self.set_host_identifier(&controller).await?;
-        let (namespace, described, id) = self.identify_namespace().await?;
+        let (namespace, described, id) = self.identify_namespace(&controller).await?;
         let format = namespace.current_format();
         let unusable = AttachError::Format { data: namespace.block_bytes(), metadata: format.metadata };
         let protection = match (namespace.block_bytes(), format.metadata, namespace.protection & 7) {
@@ -310,7 +329,10 @@ impl<F: PciFunction> Shared<F> {
         }
     }
 
-    async fn identify_namespace(&self) -> Result<(IdentifyNamespace, DeviceId, NamespaceId), AttachError> {
+    async fn identify_namespace(
+        &self,
+        controller: &IdentifyController,
+    ) -> Result<(IdentifyNamespace, DeviceId, NamespaceId), AttachError> {
         let active = self.identify(cns::ACTIVE_NAMESPACES, NamespaceId::NONE).await?;
         let mut active = identify::parse_namespace_list(&active);
         let wanted = self.options.namespace;
@@ -328,12 +350,16 @@ impl<F: PciFunction> Shared<F> {
         };
         let name = [descriptors.uuid, descriptors.nguid, Some(namespace.nguid)];
         let name = name.into_iter().flatten().find(|name| *name != [0; 16]);
-        let eui64 = || {
-            let mut name = [0; 16];
-            name[8..].copy_from_slice(&namespace.eui64); // copy: a name, off the I/O path
-            name
+        let name = match name {
+            Some(name) => name,
+            None if namespace.eui64 != [0; 8] => {
+                let mut name = [0; 16];
+                name[8..].copy_from_slice(&namespace.eui64); // copy: a name, off the I/O path
+                name
+            }
+            None => private_name(controller, id)?,
         };
-        Ok((namespace.clone(), DeviceId(name.unwrap_or_else(eui64)), id))
+        Ok((namespace, DeviceId(name), id))
     }
 
     async fn use_shadow_doorbells(&self, controller: &IdentifyController) -> Result<(), AttachError> {
@@ -411,5 +437,28 @@ impl<F: PciFunction> Shared<F> {
                 Err(AttachError::Silent(opcode))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_without_a_name_are_told_apart_and_nobody_is_taken_for_another() {
+        let mut controller = IdentifyController { serial: *b"A                   ", ..IdentifyController::default() };
+        let name = |controller: &IdentifyController, number| private_name(controller, NamespaceId(number));
+        let first = name(&controller, 1).unwrap();
+        assert_eq!(name(&controller, 1), Ok(first));
+        assert_ne!(name(&controller, 2), Ok(first));
+        controller.serial[0] = b'B';
+        assert_ne!(name(&controller, 1), Ok(first));
+        controller.serial = [b' '; 20];
+        assert!(matches!(name(&controller, 1), Err(AttachError::Unsupported(_))));
+    }
+
+    #[test]
+    fn the_hash_is_the_published_one() {
+        assert_eq!(fnv1a(b"a".iter()), 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964);
     }
 }

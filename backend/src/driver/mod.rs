@@ -343,8 +343,8 @@ impl<F: PciFunction> Shared<F> {
             return Err(SubmitError::Gone);
         }
         let entry = match core.protection {
-            Protection::Controller { reference } if !matches!(io, Io::Flush) => protected(entry, reference),
-            Protection::None | Protection::Controller { .. } => entry,
+            Protection::Controller { reference } => protected(entry, io, reference),
+            Protection::None => entry,
         };
         let pending = core.io.submit(entry, segments, &core.mappings, core.sgl, core.tick)?;
         if !core.ticking {
@@ -387,10 +387,16 @@ fn in_range(info: &DeviceInfo, lba: Lba, blocks: BlockCount) -> Result<BlockCoun
 }
 
 /// Asks the controller to make and check protection information (NVM 5.2.2; the initial reference tag is the low half of the address).
-fn protected(entry: SubmissionEntry, reference: bool) -> SubmissionEntry {
+fn protected(entry: SubmissionEntry, io: Io<'_>, reference: bool) -> SubmissionEntry {
     let [a, b, c, d, ..] = entry.lba().0.to_le_bytes();
-    let checks = rw::PRACT | rw::CHECK_GUARD | if reference { rw::CHECK_REFERENCE_TAG } else { 0 };
-    entry.with_dword(12, entry.dword(12) | checks).with_dword(14, u32::from_le_bytes([a, b, c, d]))
+    let checks = match io {
+        Io::Flush => return entry,
+        // There is nothing to check, and asking for it is an error (NVM 3.2.8, PRINFO).
+        Io::WriteZeroes { .. } => 0,
+        Io::Read { .. } | Io::Write { .. } if reference => rw::CHECK_GUARD | rw::CHECK_REFERENCE_TAG,
+        Io::Read { .. } | Io::Write { .. } => rw::CHECK_GUARD,
+    };
+    entry.with_dword(12, entry.dword(12) | rw::PRACT | checks).with_dword(14, u32::from_le_bytes([a, b, c, d]))
 }
 
 /// What a status means to whoever gave the command.

@@ -252,9 +252,13 @@ impl Namespace {
         })
     }
 
-    /// Write Zeroes.
+    /// Write Zeroes. Protection information may be made but not checked (NVM 3.2.8, PRINFO).
     pub(super) fn write_zeroes(&mut self, entry: &SubmissionEntry) -> Result<(), Status> {
         let (first, count) = self.range(entry)?;
+        let checks = rw::CHECK_GUARD | rw::CHECK_APPLICATION_TAG | rw::CHECK_REFERENCE_TAG;
+        if self.format == BlockFormat::Protected && entry.dword(12) & checks != 0 {
+            return Err(Status::INVALID_PROTECTION.with_do_not_retry());
+        }
         self.check_writable(first, count)?;
         self.zero(first, count, entry.fua())?;
         if self.format == BlockFormat::Protected && entry.dword(12) & rw::PRACT != 0 {

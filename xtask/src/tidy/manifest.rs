@@ -19,6 +19,7 @@ const FLOORS: &[&str] = &[
     "dyad-frontend",
     "dyad-director",
     "dyad-sim",
+    "dyad-guest",
     "dyad",
     "xtask",
 ];
