@@ -127,6 +127,12 @@ impl FakeMedium {
     pub fn may_write(&self, host_identifier: &[u8; 16]) -> bool {
         self.0.borrow().may_write(host_identifier)
     }
+
+    /// How many writes of this host were let through while another host could have written, too.
+    #[must_use]
+    pub fn shared_writes(&self, host_identifier: &[u8; 16]) -> u64 {
+        self.0.borrow().shared_writes(host_identifier)
+    }
 }
 
 /// One host's controller of a medium. Clones are the same controller.
@@ -141,6 +147,11 @@ impl FakeDevice {
     /// of the others some are fetched still, the rest is never seen.
     pub fn kill(&self) {
         self.medium.borrow_mut().kill(self.port);
+    }
+
+    /// The controller is reset and works on: its commands end with [`DeviceError::Aborted`], done, half done or not done; nothing of them lands later.
+    pub fn reset(&self) {
+        self.medium.borrow_mut().reset(self.port);
     }
 
     /// The controller was pulled out. Its commands end with [`DeviceError::Gone`], done, half done or not done; nothing of them lands later.

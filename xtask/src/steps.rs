@@ -29,11 +29,13 @@ struct Step {
     needs: &'static [Tool],
     /// Without these it checks less.
     uses: &'static [Tool],
+    /// Its failure is the whole's. Otherwise it is told, loudly, and that is all.
+    decides: bool,
 }
 
 impl Step {
     const fn new(name: &'static str, work: Work) -> Self {
-        Self { name, work, needs: &[], uses: &[] }
+        Self { name, work, needs: &[], uses: &[], decides: true }
     }
 
     const fn needs(self, needs: &'static [Tool]) -> Self {
@@ -42,6 +44,10 @@ impl Step {
 
     const fn uses(self, uses: &'static [Tool]) -> Self {
         Self { uses, ..self }
+    }
+
+    const fn does_not_decide(self) -> Self {
+        Self { decides: false, ..self }
     }
 }
 
@@ -66,8 +72,11 @@ const STEPS: &[Step] = &[
             environment: &[("RUSTFLAGS", "--cfg loom")],
         },
     ),
-    // Other seeds than the tests', and always the same: what lands must not hang on luck. `dyad sim --seconds 60` tries new ones.
+    // Other seeds than the tests', and always the same: what lands must not hang on luck.
     Step::new("sim", Work::Dyad { arguments: &["sim", "--seed", "1000", "--seeds", "100"] }),
+    // Seeds that nobody has run before, for a fixed time. One that fails shows what was wrong before, or has just become so: its
+    // story and the command that repeats it are printed, and it becomes a named test. What lands is decided above.
+    Step::new("fresh", Work::Dyad { arguments: &["sim", "--seconds", "60", "--directors", "4"] }).does_not_decide(),
     Step::new("demo", Work::Dyad { arguments: &["demo"] }),
     Step::new("takeover", Work::Dyad { arguments: &["bench", "takeover", "--rounds", "1"] }),
     // Last, because every crate is built once more, with rules that can be broken.
@@ -132,6 +141,8 @@ enum Outcome {
     /// Without a tool, so that not everything was checked.
     PassedWithout(Duration, Tool),
     Failed(Duration),
+    /// It failed, and does not decide.
+    Told(Duration),
     /// An earlier step failed, so this one was not run.
     Skipped,
     /// This machine has not what it takes.
@@ -152,6 +163,7 @@ pub(crate) fn run_all(root: &Path) -> bool {
         let (held, taken) = timed(|| step.work.run(root));
         println!("<== {} {} in {:.1} s", step.name, if held { "passed" } else { "FAILED" }, taken.as_secs_f64());
         match without {
+            _ if !held && !step.decides => Outcome::Told(taken),
             _ if !held => Outcome::Failed(taken),
             None => Outcome::Passed(taken),
             Some(tool) => Outcome::PassedWithout(taken, *tool),
@@ -172,7 +184,7 @@ fn run_until_failure(steps: &[Step], mut run: impl FnMut(&Step) -> Outcome) -> V
     outcomes
 }
 
-/// A line per step, and last the counts, which scripts read: `N passed, N failed, N skipped`.
+/// A line per step, and last the counts, which scripts read: `N passed, N failed, N skipped`. A failure that does not decide is in none.
 fn summary(steps: &[Step], outcomes: &[Outcome]) -> String {
     let (mut text, mut passed, mut failed, mut skipped) = (String::new(), 0, 0, 0);
     for (Step { name, work, .. }, outcome) in steps.iter().zip(outcomes) {
@@ -193,6 +205,10 @@ fn summary(steps: &[Step], outcomes: &[Outcome]) -> String {
             Outcome::Failed(taken) => {
                 failed += 1;
                 format!("{name:<9} FAILED {:>7.1} s   alone: {work}\n", taken.as_secs_f64())
+            }
+            Outcome::Told(taken) => {
+                let seconds = taken.as_secs_f64();
+                format!("{name:<9} FAILED {seconds:>7.1} s   LOOK ABOVE, though it does not decide; alone: {work}\n")
             }
             Outcome::Skipped => {
                 skipped += 1;
@@ -241,6 +257,15 @@ mod tests {
         let (outcomes, ran) = outcomes("none");
         assert_eq!(ran, ["one", "two", "three"]);
         assert_eq!(summary(THREE, &outcomes).lines().last(), Some("3 passed, 0 failed, 0 skipped"));
+    }
+
+    #[test]
+    fn what_does_not_decide_is_told_and_not_counted() {
+        let taken = Duration::from_millis(1500);
+        let text = summary(THREE, &[Outcome::Passed(taken), Outcome::Told(taken), Outcome::Passed(taken)]);
+        assert!(text.contains("two       FAILED") && text.contains("cargo b c"), "{text}");
+        assert_eq!(text.lines().last(), Some("2 passed, 0 failed, 0 skipped"));
+        assert_eq!(STEPS.iter().filter(|step| !step.decides).count(), 1, "new seeds alone");
     }
 
     #[test]

@@ -142,6 +142,8 @@ pub(super) struct Medium {
     commands: BTreeMap<CommandId, Command>,
     next: CommandId,
     failed: bool,
+    /// Writes by host, that were let through while another host could write, too.
+    shared_writes: BTreeMap<HostId, u64>,
 }
 
 impl Medium {
@@ -160,6 +162,7 @@ impl Medium {
                 commands: BTreeMap::new(),
                 next: CommandId(0),
                 failed: false,
+                shared_writes: BTreeMap::new(),
             })
         })
     }
@@ -170,6 +173,10 @@ impl Medium {
 
     pub(super) fn may_write(&self, host: &HostId) -> bool {
         self.reservations.may_write(host)
+    }
+
+    pub(super) fn shared_writes(&self, host: &HostId) -> u64 {
+        self.shared_writes.get(host).copied().unwrap_or(0)
     }
 
     // What is done to it.
@@ -191,6 +198,13 @@ impl Medium {
         self.port_mut(port).memories.clear();
         for id in self.in_flight(port) {
             self.cut(id, why);
+        }
+    }
+
+    /// The controller is reset, and works on.
+    pub(super) fn reset(&mut self, port: PortId) {
+        for id in self.in_flight(port) {
+            self.cut(id, DeviceError::Aborted);
         }
     }
 
@@ -391,7 +405,12 @@ impl Medium {
             self.command_mut(id).outcome = Err(DeviceError::ReservationConflict);
             return self.done(id);
         }
-        match command.work {
+        if matches!(command.work, Work::Write { .. } | Work::WriteZeroes { .. })
+            && !self.reservations.writes_alone(&host)
+        {
+            *self.shared_writes.entry(host).or_default() += 1;
+        }
+        match self.command(id).work {
             Work::Flush => self.blocks.flush(),
             Work::Report => {
                 let report = self.reservations.report();

@@ -40,6 +40,15 @@ impl Reservations {
         }
     }
 
+    /// Is this host, which may write, the only one that may?
+    pub(super) fn writes_alone(&self, host: &HostId) -> bool {
+        match self.held {
+            Held::Nobody => false,
+            Held::By(holder) => holder == *host,
+            Held::ByAllRegistrants => self.registrants.iter().all(|(registrant, _)| registrant == host),
+        }
+    }
+
     /// Executes one reservation command of `host`.
     pub(super) fn apply(&mut self, host: &HostId, op: ReservationOp) -> Result<(), DeviceError> {
         match op {

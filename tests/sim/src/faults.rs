@@ -1,5 +1,25 @@
 //! What can be done to a pair, and the limits within which it is survived (PROTOCOLS 1, 13).
 //!
+//! Of the list in PROTOCOLS 13, by what there is in code:
+//!
+//! | there | here |
+//! |---|---|
+//! | pause at any await | `Pause`: the executor stops between any two polls; `Host` does it to hosts |
+//! | pause inside any RDMA write, landing after the takeover | `Pause` with the matrix's stalled nodes and, by seed, its late writes |
+//! | restart faster than detection | `Crash` |
+//! | compare-and-swap with unknown outcome | `Registry` |
+//! | partial preempt | `Reset`, `Controller` or `Crash` while the winner fences, device by device |
+//! | shelf restart without persistent reservations | `Shelf` |
+//! | commands already fetched completing after Preempt | `Delay`; a Preempt and Abort drains them, whatever they take |
+//! | delayed heartbeats | `Slow` |
+//! | CMI-only, matrix-only, registry-only and one-way cuts | `Link`, `Path`, `Partition`, `Registry`: the pair has one link |
+//! | two hosts on one block with retries | the workload, always |
+//! | host buffers reused right after failover | the workload, always: it looks at memory that is lent to nobody |
+//! | total power loss at any point | `Power`, at any point from which no operator is needed |
+//! | two reactors per director with delayed rings | not yet: a node has one reactor |
+//! | crash in replay, then in its replay | not yet: without intent and vault, what a survivor adopts is in its memory alone (4.4) |
+//! | delete and slice reuse with old maps and vault records | not yet: one volume, never deleted |
+//!
 //! A seed chooses which of them a run uses at all, and how often; see [`FaultKinds::swarm`].
 
 use std::fmt;
@@ -35,12 +55,14 @@ pub enum Fault {
     Device,
     /// A director loses its own controller of that device until it starts again; its partner has another one.
     Controller,
+    /// A director's controller of that device is reset: what it was doing, fencing included, is aborted, done or not.
+    Reset,
     /// A device aborts what it is doing, loses its volatile cache, and has forgotten its reservations. Only while the pair is
     /// whole: whoever was fenced by them would be no more.
     Shelf,
     /// The home crashes, and in the mirror of its partner a block is damaged: that block may be lost, but never be wrong.
     Memory,
-    /// A host is gone, with operations under way, and starts again under its name.
+    /// A host is gone, with operations under way, and starts again under its name; or it stops for a while.
     Host,
     /// Everything loses power: directors, devices and hosts. Only while nothing is in one memory alone; otherwise an operator
     /// would have to say what becomes of it (PROTOCOLS 4.4).
@@ -49,7 +71,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Crash,
         Self::Pause,
         Self::Link,
@@ -61,6 +83,7 @@ impl Fault {
         Self::Media,
         Self::Device,
         Self::Controller,
+        Self::Reset,
         Self::Shelf,
         Self::Memory,
         Self::Host,
@@ -73,14 +96,14 @@ impl Fault {
         format!("{self:?}").to_lowercase()
     }
 
-    const fn bit(self) -> u16 {
+    const fn bit(self) -> u32 {
         1 << self as u8
     }
 }
 
 /// Which faults may happen.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub struct FaultKinds(u16);
+pub struct FaultKinds(u32);
 
 impl FaultKinds {
     /// None.

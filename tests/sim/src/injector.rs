@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dyad_backend::fake::{BadBlock, Delay};
+use dyad_backend::fake::{BadBlock, Delay, FakeDevice};
 use dyad_director::membership::{DirectorId, PairState};
 use dyad_director::registry::{Faults, Link};
 use dyad_matrix::frames::FRAME_BYTES;
@@ -19,6 +19,7 @@ use crate::pair::{BOTH, HOSTS, Pair, VOLUME_BLOCKS};
 enum Repair {
     Start(DirectorId),
     StartHost(usize),
+    ResumeHost(usize),
     Resume(DirectorId),
     Heal { from: String, to: String },
     Hasten { from: String, to: String },
@@ -130,6 +131,7 @@ impl Injector {
         match repair {
             Repair::Start(director) => pair.start_director(kernel, director),
             Repair::StartHost(host) => pair.start_host(kernel, host),
+            Repair::ResumeHost(host) => pair.resume_host(kernel, host),
             Repair::Resume(director) => pair.resume_director(kernel, director),
             Repair::Heal { from, to } => pair.fabric.heal(&from, &to),
             Repair::Hasten { from, to } => pair.fabric.set_link(&from, &to, pair.link),
@@ -204,7 +206,12 @@ impl Injector {
             Fault::Controller if !self.weak_is_gone && self.rng.one_in(4) => {
                 let (name, weak) = (pair.name(director), self.weak);
                 pair.timeline.say(|| format!("{name} loses its controller of device {weak}"));
-                pair.remove_controller(director, weak);
+                pair.controller(director, weak, FakeDevice::remove);
+            }
+            Fault::Reset if !self.weak_is_gone => {
+                let (name, weak) = (pair.name(director), self.weak);
+                pair.timeline.say(|| format!("{name}'s controller of device {weak} is reset"));
+                pair.controller(director, weak, FakeDevice::reset);
             }
             Fault::Shelf if pair.is_whole() => {
                 let medium = place(&mut self.rng, 2);
@@ -215,10 +222,18 @@ impl Injector {
             Fault::Memory => return self.damage(kernel, pair),
             Fault::Host if self.rng.one_in(2) => {
                 let host = place(&mut self.rng, HOSTS);
-                pair.timeline.say(|| format!("{} is gone", pair.host_name(host)));
-                pair.kill_host(kernel, host);
-                let time = up_to(&mut self.rng, lease);
-                self.mend_after(kernel, time, Repair::StartHost(host));
+                if !pair.has_host(host) {
+                    return false;
+                }
+                if self.rng.one_in(2) {
+                    pair.pause_host(kernel, host);
+                    let time = self.either(2, lease * 4, lease / 2);
+                    self.mend_after(kernel, time, Repair::ResumeHost(host));
+                } else {
+                    pair.kill_host(kernel, host);
+                    let time = up_to(&mut self.rng, lease);
+                    self.mend_after(kernel, time, Repair::StartHost(host));
+                }
             }
             Fault::Power if may_lose_power(pair) && self.rng.one_in(3) => self.power(kernel, pair),
             _ => return false,

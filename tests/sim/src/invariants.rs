@@ -5,7 +5,7 @@ use std::fmt;
 
 use dyad_cache::record::CommandId;
 use dyad_cache::{Epoch, Regime};
-use dyad_director::membership::DirectorId;
+use dyad_director::membership::{DirectorId, PairState};
 use dyad_matrix::frames::FRAME_BYTES;
 
 use crate::pair::{BOTH, Director, Pair, SimNode, device_id, host_identifier};
@@ -19,6 +19,8 @@ pub enum Broken {
     TwoHomes(Epoch),
     /// A director serves alone, and a device lets its partner write (PROTOCOLS 5.2).
     NotFenced(usize),
+    /// A director that was not the home wrote to a device to which others could write (PROTOCOLS 4.3).
+    WroteUnfenced(DirectorId),
     /// The partner does not have what the home believes it has, or has what the home does not know of (PROTOCOLS 3).
     MirrorDiffers,
     /// The home knows that a command was applied, and its partner does not (PROTOCOLS 9.1, 9.3).
@@ -42,6 +44,9 @@ impl fmt::Display for Broken {
             Self::TwoReaders => write!(f, "both directors may read"),
             Self::TwoHomes(epoch) => write!(f, "both directors are home in epoch {}", epoch.0),
             Self::NotFenced(device) => write!(f, "device {device} is open to a director that was put out"),
+            Self::WroteUnfenced(director) => {
+                write!(f, "{director:?} wrote to a device before its partner was put out of it")
+            }
             Self::MirrorDiffers => write!(f, "the mirror is not what its home believes"),
             Self::OutcomesDiffer => write!(f, "the partner would apply a command again"),
             Self::NotRevoked(director) => write!(f, "{director:?}'s partner reaches memory that was taken from it"),
@@ -55,6 +60,10 @@ impl fmt::Display for Broken {
 #[derive(Default)]
 pub struct Watch {
     homes: BTreeMap<Epoch, DirectorId>,
+    /// The home of the last `both` in the record.
+    last_home: Option<DirectorId>,
+    /// Writes of each director to devices that others could write to.
+    shared_writes: [u64; 2],
 }
 
 impl Watch {
@@ -84,7 +93,23 @@ impl Watch {
                 }
             }
         }
+        self.first_writes(pair)?;
         Self::outcomes(pair)
+    }
+
+    /// Only the home of `both` writes where others may write, and may still be doing so when it has become another's or its own.
+    fn first_writes(&mut self, pair: &Pair) -> Result<(), Broken> {
+        let before = self.last_home;
+        if let PairState::Both { home } = pair.record() {
+            self.last_home = Some(home);
+        }
+        for (me, seen) in BOTH.into_iter().zip(&mut self.shared_writes) {
+            let now = pair.media.iter().map(|medium| medium.shared_writes(&host_identifier(me))).sum();
+            if std::mem::replace(seen, now) != now && ![before, self.last_home].contains(&Some(me)) {
+                return Err(Broken::WroteUnfenced(me));
+            }
+        }
+        Ok(())
     }
 
     /// Of commands that a host has no answer to, those that the home applied are known to a partner that may take over.

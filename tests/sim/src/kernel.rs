@@ -226,3 +226,66 @@ impl Kernel {
         self.polls
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn start(kernel: &mut Kernel, time: &VirtualTime, task: impl AsyncFnOnce(&Handle) + 'static) -> ProcessId {
+        let clock = DriftingClock::new(time.clone(), 0, Duration::ZERO);
+        let limits = Limits { tasks: 1, timers: 4 };
+        let spawn = |handle: &Handle| {
+            let own = handle.clone();
+            handle.spawn("task", async move { task(&own).await });
+        };
+        kernel.start(&clock, limits, spawn).0
+    }
+
+    #[test]
+    fn who_wakes_itself_for_ever_is_stuck_and_who_waits_is_not() {
+        let time = VirtualTime::new(1);
+        let mut kernel = Kernel::new(&time);
+        start(&mut kernel, &time, async |_| std::future::pending().await);
+        assert_eq!(kernel.run_until(Time::from_nanos(100)), Ok(()));
+        let restless = poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        start(&mut kernel, &time, async |_| restless.await);
+        assert_eq!(kernel.run_until(Time::from_nanos(200)), Err(Stuck));
+    }
+
+    #[test]
+    fn who_is_paused_goes_on_later_and_who_is_killed_never() {
+        let time = VirtualTime::new(1);
+        let mut kernel = Kernel::new(&time);
+        let ticks = [(); 2].map(|()| Rc::new(Cell::new(0)));
+        let [paused, killed] = [0, 1].map(|place| {
+            let ticks = Rc::clone(&ticks[place]);
+            start(&mut kernel, &time, async move |handle| {
+                loop {
+                    handle.sleep(Duration::from_nanos(1_000_000)).await;
+                    ticks.set(ticks.get() + 1);
+                }
+            })
+        });
+        let run_on = |kernel: &mut Kernel| {
+            kernel.run_until(kernel.now() + Duration::from_millis(10)).expect("they sleep");
+            ticks.each_ref().map(|ticks| ticks.get())
+        };
+        let first = run_on(&mut kernel);
+        assert!(first.iter().all(|ticks| *ticks > 0));
+        kernel.pause(paused);
+        kernel.kill(killed);
+        assert_eq!(run_on(&mut kernel), first);
+        kernel.resume(paused);
+        kernel.resume(killed);
+        let last = run_on(&mut kernel);
+        assert!(last[0] > first[0]);
+        assert_eq!(last[1], first[1]);
+    }
+}

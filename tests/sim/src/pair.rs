@@ -79,6 +79,7 @@ impl Director {
 
 struct Host {
     process: ProcessId,
+    paused: bool,
     initiator: Initiator<SimProvider>,
 }
 
@@ -231,10 +232,10 @@ impl Pair {
         self.timeline.say(|| format!("{} is gone", self.name(me)));
     }
 
-    /// Takes a director's controller of a device away, if it runs.
-    pub fn remove_controller(&self, me: DirectorId, device: usize) {
+    /// Does something to a director's controller of a device, if it runs.
+    pub fn controller(&self, me: DirectorId, device: usize, what: impl FnOnce(&FakeDevice)) {
         if let Some(director) = self.director(me) {
-            director.ports[device].remove();
+            what(&director.ports[device]);
         }
     }
 
@@ -369,7 +370,7 @@ impl Pair {
             spawn(handle, initiator.clone());
             initiator
         });
-        self.hosts[host] = Some(Host { process, initiator });
+        self.hosts[host] = Some(Host { process, paused: false, initiator });
     }
 
     /// Ends a host at once, if it runs.
@@ -378,6 +379,27 @@ impl Pair {
         kernel.kill(dead.process);
         self.fabric.kill(&self.host_name(host));
         self.workload.host_died(host);
+        self.timeline.say(|| format!("{} is gone", self.host_name(host)));
+    }
+
+    /// Stops a host's tasks, if it runs and they are not.
+    pub fn pause_host(&mut self, kernel: &mut Kernel, host: usize) {
+        let name = self.host_name(host);
+        let Some(running) = self.hosts[host].as_mut().filter(|running| !running.paused) else { return };
+        running.paused = true;
+        kernel.pause(running.process);
+        self.fabric.pause(&name);
+        self.timeline.say(|| format!("{name} pauses"));
+    }
+
+    /// Lets them go on.
+    pub fn resume_host(&mut self, kernel: &mut Kernel, host: usize) {
+        let name = self.host_name(host);
+        let Some(running) = self.hosts[host].as_mut().filter(|running| running.paused) else { return };
+        running.paused = false;
+        kernel.resume(running.process);
+        self.fabric.resume(&name);
+        self.timeline.say(|| format!("{name} goes on"));
     }
 
     /// The host runs.

@@ -1,6 +1,8 @@
 //! One run: pairs with their hosts, faults; then peace, and a last look at everything.
 
+use std::any::Any;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use dyad_matrix::sim::{Fabric, FabricConfig, LinkProfile};
@@ -39,6 +41,8 @@ pub enum Failure {
     Broken(Broken),
     /// The kernel cannot go on.
     Stuck,
+    /// An assertion of the code under test, or of the simulator, says this.
+    Panic(String),
     /// The faults are over, and operations still do not end.
     NoProgress,
     /// The pair does not become whole again though nothing hinders it.
@@ -56,6 +60,7 @@ impl fmt::Display for Failure {
             }
             Self::Broken(broken) => write!(f, "{broken}"),
             Self::Stuck => write!(f, "tasks wake each other for ever"),
+            Self::Panic(message) => write!(f, "panic: {message}"),
             Self::NoProgress => write!(f, "operations are stuck though all faults are over"),
             Self::NotWhole => write!(f, "the pair does not become whole though all faults are over"),
             Self::NotClean => write!(f, "not everything gets to media though nobody writes"),
@@ -118,7 +123,8 @@ pub fn run(options: SimOptions) -> Outcome {
     });
     let stations = stations.collect();
     let mut run = Run { kernel, stations, timeline: timeline.clone() };
-    let failure = run.through(options.operations).err();
+    let through = catch_unwind(AssertUnwindSafe(|| run.through(options.operations)));
+    let failure = through.unwrap_or_else(|panic| Err(Failure::Panic(message_of(&*panic)))).err();
     if let Some(failure) = &failure {
         run.tell_failure(failure);
     }
@@ -132,6 +138,11 @@ pub fn run(options: SimOptions) -> Outcome {
         trace_hash: run.kernel.trace_hash(),
         timeline: timeline.take(),
     }
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
 }
 
 /// A matrix as fast as a machine's memory, or as slow as a long cable.
