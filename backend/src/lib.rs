@@ -10,6 +10,7 @@ pub mod fence;
 pub mod format;
 pub mod parity;
 pub mod pci;
+pub mod pool;
 pub mod raid;
 #[cfg(test)]
 mod testing;

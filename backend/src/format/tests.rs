@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::guard::{GUARDS, Guard};
 use super::intent::{Decoded, Record, Run, RunKind};
 use super::seal::Seal;
-use super::share::{ENTRIES, Page, SliceNumber};
+use super::share::{Change, Generation, Header, Record as ShareRecord, SliceNumber};
 use super::*;
 use crate::device::DeviceId;
 use crate::raid::geometry::{Geometry, Level};
@@ -62,10 +62,15 @@ fn golden_runs() -> [Run; 3] {
     [run(RunKind::Written, 2, 2), run(RunKind::Written, 0, 2), run(RunKind::PartialParity, 0, 2)]
 }
 
-fn golden_page() -> Page {
-    let mut slices = Box::new([None; ENTRIES]);
-    (slices[0], slices[999]) = (Some(SliceNumber(0)), Some(SliceNumber(41)));
-    Page { volume: VolumeUuid([0x76; 16]), generation: 2, first: 3000, slices }
+fn golden_share() -> (Header, Vec<ShareRecord>) {
+    let changes = [
+        Change::Share { generation: Generation(3), positions: 0x1_0000_0002, extent_tracks: 48, full: true },
+        Change::Mapped { first: 7, entries: 3, slice: SliceNumber(40) },
+        Change::Unmapped { first: 8, entries: 1 },
+        Change::Gone,
+    ];
+    let records = changes.map(|change| ShareRecord { volume: VolumeUuid([0x76; 16]), change });
+    (Header { log: 5, snapshot: 2, fresh: 42, slice_stripes: 16 }, records.to_vec())
 }
 
 fn golden_guards() -> Box<[Guard; GUARDS]> {
@@ -86,7 +91,8 @@ fn golden_images() {
     guard::encode(&mut block, &Seal { group: GROUP, sequence: 9, place: 4 }, 2, &golden_guards());
     assert_eq!(dump(&block), include_str!("golden/guards.hex"));
     let mut block = [0; BLOCK_BYTES];
-    share::encode(&mut block, &Seal { group: GROUP, sequence: 5, place: 1 }, &golden_page());
+    let (header, records) = golden_share();
+    share::encode(&mut block, GROUP, 9, &header, &records);
     assert_eq!(dump(&block), include_str!("golden/share.hex"));
 }
 
@@ -106,8 +112,8 @@ fn golden_images_are_read() {
     assert_eq!(guards, golden_guards());
     assert_eq!(guard::decode(&block, GROUP, 4, 1, &mut guards), Err(FormatError::Invalid), "another member's");
     let block = undump(include_str!("golden/share.hex"));
-    assert_eq!(share::decode(&block, GROUP, 1, 42), Ok((5, golden_page())));
-    assert_eq!(share::decode(&block, GROUP, 1, 41), Err(FormatError::Invalid), "a slice beyond the last");
+    assert_eq!(share::decode(&block, GROUP, 9), Ok(golden_share()));
+    assert_eq!(share::decode(&block, GROUP, 8), Err(FormatError::Misplaced(9)));
 }
 
 #[test]
@@ -142,7 +148,7 @@ proptest! {
         let changed = |text| { let mut block = undump(text); block[at] ^= by; block };
         prop_assert!(Superblock::decode(&changed(include_str!("golden/superblock.hex")), 1).is_err());
         prop_assert!(intent::decode(&changed(include_str!("golden/intent.hex")), GROUP, 4, 16, raid6, 6).is_err());
-        prop_assert!(share::decode(&changed(include_str!("golden/share.hex")), GROUP, 1, 42).is_err());
+        prop_assert!(share::decode(&changed(include_str!("golden/share.hex")), GROUP, 9).is_err());
     }
 
     #[test]
@@ -159,7 +165,7 @@ proptest! {
             seal::close(&mut block, kind, &seal);
             drop(Superblock::decode(&block, 1));
             drop(intent::decode(&block, GROUP, 4, 16, raid6, 6));
-            drop(share::decode(&block, GROUP, 1, 42));
+            drop(share::decode(&block, GROUP, 9));
         }
     }
 
