@@ -45,6 +45,12 @@ impl TrackAddress {
     pub const fn first_lba(self) -> Lba {
         Lba(self.track * TRACK_BLOCKS as u64)
     }
+
+    /// The track behind it in the volume.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self { volume: self.volume, track: self.track + 1 }
+    }
 }
 
 /// Some consecutive blocks of one track.

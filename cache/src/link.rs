@@ -16,7 +16,8 @@ use dyad_reactor::sync::{Pending, Replies, Signal, Ticket};
 use crate::address::{Epoch, TRACK_BLOCKS, TrackAddress, TrackRange, Version};
 use crate::mirror;
 use crate::record::{
-    Answer, AnswerStatus, CommandId, Commit, CommitBlock, Encoded, MirrorFrame, Outcomes, Release, ReleasedBlock,
+    Answer, AnswerStatus, Applied, CommandId, Commit, CommitBlock, Encoded, MirrorFrame, Outcomes, Release,
+    ReleasedBlock,
 };
 
 /// The link is closed: the partner did not (and will not) say that it has the data.
@@ -160,6 +161,15 @@ impl<P: Provider> MirrorLink<P> {
     pub async fn teach(&self, outcomes: Outcomes) -> Result<(), LinkClosed> {
         let epoch = outcomes.epoch;
         self.ask(|tag| outcomes.encode(tag), epoch).await
+    }
+
+    /// Tells the partner that a command was applied without being mirrored; returns when it remembers.
+    ///
+    /// # Errors
+    /// [`LinkClosed`]: it may remember or not.
+    pub async fn applied(&self, epoch: Epoch, command: CommandId, oldest: u64) -> Result<(), LinkClosed> {
+        let applied = Applied { epoch, command, oldest };
+        self.ask(|tag| applied.encode(tag), epoch).await
     }
 
     /// The home does not use this mirror frame any more, and the partner's index does not name it.

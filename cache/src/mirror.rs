@@ -15,7 +15,7 @@ use dyad_reactor::mutation::{Mutation, is_active};
 
 use crate::address::{Epoch, TRACK_BLOCKS, TrackAddress, Version};
 use crate::outcomes::OutcomeTable;
-use crate::record::{Answer, AnswerStatus, Commit, MirrorFrame, Outcomes, Record, Release};
+use crate::record::{Answer, AnswerStatus, Applied, Commit, MirrorFrame, Outcomes, Record, Release};
 
 #[derive(Debug, Copy, Clone)]
 struct Entry {
@@ -67,12 +67,19 @@ impl MirrorArea {
         self.used.iter().filter(|used| **used).count()
     }
 
+    /// Frames that no commit record names: quarantined, whatever is in them, until the home's process is known dead (PROTOCOLS 3.5).
+    #[must_use]
+    pub fn unnamed_frames(&self) -> u64 {
+        (self.used.len() - self.block_count()) as u64
+    }
+
     /// Does what the home's message says and returns the answer to it. `epoch` is ours; answers are not messages for us.
     pub fn serve(&mut self, record: &Record, epoch: Epoch, outcomes: &OutcomeTable) -> Option<Answer> {
         let (theirs, status) = match record {
             Record::Commit(commit) => (commit.version.epoch, self.commit(commit, epoch, outcomes)),
             Record::Release(release) => (release.epoch, self.release(release, epoch)),
             Record::Outcomes(joined) => (joined.epoch, Self::remember(joined, outcomes)),
+            Record::Applied(applied) => (applied.epoch, Self::applied(applied, outcomes)),
             Record::Answer(_) => return None,
         };
         let status = if theirs == epoch { status } else { AnswerStatus::WrongEpoch };
@@ -134,6 +141,10 @@ impl MirrorArea {
 
     fn remember(joined: &Outcomes, outcomes: &OutcomeTable) -> AnswerStatus {
         if joined.applied.iter().all(|id| outcomes.insert(*id, 0)) { AnswerStatus::Done } else { AnswerStatus::Full }
+    }
+
+    fn applied(applied: &Applied, outcomes: &OutcomeTable) -> AnswerStatus {
+        if outcomes.insert(applied.command, applied.oldest) { AnswerStatus::Done } else { AnswerStatus::Full }
     }
 
     /// Everything to be adopted, in address order. The memory must have been revoked.

@@ -19,6 +19,9 @@
 //! | 72..80 | command: sequence | | | |
 //! | 80..88 | command: oldest outstanding | | | |
 //! | 88.. | per block 8: mirror frame 4, CRC-32C 4 | | | |
+//!
+//! Applied (kind 5): 0 kind, 1 and 2 zero, 3 part of the command, 4..8 zero, 8..16 epoch, 16..24 tag for the answer, 24..40 command: origin, 40..48 command:
+//! sequence, 48..56 command: oldest outstanding.
 
 use heapless::Vec;
 
@@ -125,6 +128,17 @@ pub struct Outcomes {
     pub applied: Vec<CommandId, OUTCOMES_PER_MESSAGE>,
 }
 
+/// A command that was applied on media and not mirrored (policy `through`): the partner remembers its outcome.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The home's epoch.
+    pub epoch: Epoch,
+    /// The command.
+    pub command: CommandId,
+    /// Every command of the origin before this one has been answered.
+    pub oldest: u64,
+}
+
 /// Any message of the mirror VI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // lives on the stack of one task; boxing would allocate on the I/O path
@@ -137,6 +151,8 @@ pub enum Record {
     Answer(Answer),
     /// Home to partner, once after it joined.
     Outcomes(Outcomes),
+    /// Home to partner.
+    Applied(Applied),
 }
 
 /// The message is not one of these.
@@ -148,6 +164,7 @@ const COMMIT: u8 = 1;
 const RELEASE: u8 = 2;
 const ANSWER: u8 = 3;
 const OUTCOMES: u8 = 4;
+const APPLIED: u8 = 5;
 
 impl AnswerStatus {
     const ALL: [Self; 5] = [Self::Done, Self::WrongEpoch, Self::CrcMismatch, Self::Malformed, Self::Full];
@@ -238,6 +255,21 @@ impl Outcomes {
     }
 }
 
+impl Applied {
+    /// See [`Record::encode`].
+    #[must_use]
+    pub fn encode(&self, tag: u64) -> Encoded {
+        let mut out = Writer::new([APPLIED, 0, 0, self.command.part]);
+        out.put(&[0; 4]);
+        out.put_u64(self.epoch.0);
+        out.put_u64(tag);
+        out.put(&self.command.origin);
+        out.put_u64(self.command.sequence);
+        out.put_u64(self.oldest);
+        out.0
+    }
+}
+
 impl Record {
     /// The bytes, with `tag` for whoever waits for the answer.
     #[must_use]
@@ -247,6 +279,7 @@ impl Record {
             Self::Release(release) => release.encode(tag),
             Self::Answer(answer) => answer.encode(tag),
             Self::Outcomes(outcomes) => outcomes.encode(tag),
+            Self::Applied(applied) => applied.encode(tag),
         }
     }
 
@@ -299,6 +332,10 @@ impl Record {
                     applied.push(CommandId { origin, sequence, part }).map_err(|_| Malformed)?;
                 }
                 Self::Outcomes(Outcomes { epoch, applied })
+            }
+            APPLIED => {
+                let command = CommandId { origin: input.take()?, sequence: input.u64()?, part };
+                Self::Applied(Applied { epoch, command, oldest: input.u64()? })
             }
             _ => return Err(Malformed),
         };
@@ -371,7 +408,8 @@ mod tests {
         let id = CommandId { origin: [1; 16], sequence: 2, part: 3 };
         let outcomes = Record::Outcomes(Outcomes { epoch: Epoch(4), applied: (0..16).map(|_| id).collect() });
         let answer = Record::Answer(Answer { status: AnswerStatus::CrcMismatch, epoch: Epoch(9) });
-        for record in [commit(16), commit(1), release, outcomes, answer] {
+        let applied = Record::Applied(Applied { epoch: Epoch(4), command: id, oldest: 1 });
+        for record in [commit(16), commit(1), release, outcomes, answer, applied] {
             assert_eq!(Record::decode(&record.encode(77)), Ok((record, 77)));
         }
     }
@@ -389,7 +427,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..RECORD_BYTES_MAX), kind in 0u8..6) {
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..RECORD_BYTES_MAX), kind in 0u8..7) {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = kind; }
             if let Ok((record, tag)) = Record::decode(&bytes) {

@@ -7,8 +7,10 @@
 use dyad_matrix::frames::FrameIndex;
 use dyad_reactor::collections::{FixedMap, fixed_map};
 
-use crate::address::{TRACK_BLOCKS, TrackAddress, Version, VolumeId};
+use crate::address::{TRACK_BLOCKS, TrackAddress, TrackRange, Version, VolumeId};
+use crate::ordered::OrderedPlaces;
 use crate::record::MirrorFrame;
+use crate::replacement::Replacement;
 
 /// One cached block.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
@@ -41,16 +43,43 @@ pub struct Slot {
     pub blocks: [Option<Block>; TRACK_BLOCKS],
     /// A write of this track to media is under way; there is never a second one.
     pub destaging: bool,
-    /// Used since the eviction hand passed.
-    recent: bool,
+    clean: usize,
+    dirty: usize,
+    /// Blocks that were read: to read them again is to use the track again, to read the others is to go on in it.
+    seen: u16,
 }
 
 impl Slot {
     /// Some block is dirty.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        self.blocks.iter().flatten().any(|block| block.state != BlockState::Clean)
+        self.dirty > 0
     }
+
+    /// Every block is dirty.
+    #[must_use]
+    pub fn is_wholly_dirty(&self) -> bool {
+        self.dirty == TRACK_BLOCKS
+    }
+
+    /// Its blocks that are dirty.
+    #[must_use]
+    pub fn dirty_blocks(&self) -> [Option<Block>; TRACK_BLOCKS] {
+        self.blocks.map(|block| block.filter(|block| block.state != BlockState::Clean))
+    }
+}
+
+/// How many slots are in which state.
+#[derive(Debug, Copy, Clone, Default, PartialEq, Eq)]
+pub struct SlotCounts {
+    /// All blocks that are there are clean.
+    pub clean: usize,
+    /// Some block is dirty, and no write to media is under way.
+    pub dirty: usize,
+    /// A write to media is under way.
+    pub destaging: usize,
+    /// Nothing is cached there.
+    pub free: usize,
 }
 
 /// A block that media does not have yet.
@@ -71,22 +100,26 @@ pub struct SlotTable {
     places: FixedMap<TrackAddress, usize>,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
-    hand: usize,
+    /// Slots with a dirty block, in address order.
+    dirty: OrderedPlaces<TrackAddress>,
+    /// Slots with a clean block, in the order in which they give them up.
+    replacement: Replacement,
     dirty_blocks: usize,
+    destaging: usize,
 }
 
 impl SlotTable {
     /// A table for `capacity` tracks.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        // Removals leave marks that count as used until the table rehashes in place: twice the room keeps that from growing it.
-        let places = fixed_map(2 * capacity);
         Self {
-            places,
+            places: fixed_map(capacity),
             slots: (0..capacity).map(|_| None).collect(),
             free: (0..capacity).rev().collect(),
-            hand: 0,
+            dirty: OrderedPlaces::new(capacity),
+            replacement: Replacement::new(capacity),
             dirty_blocks: 0,
+            destaging: 0,
         }
     }
 
@@ -96,27 +129,40 @@ impl SlotTable {
         self.dirty_blocks
     }
 
+    /// How many slots are in which state. Looks at the dirty ones.
+    #[must_use]
+    pub fn counts(&self) -> SlotCounts {
+        let (free, destaging) = (self.free.len(), self.destaging);
+        let dirty = self.slots.iter().flatten().filter(|slot| slot.is_dirty() && !slot.destaging).count();
+        SlotCounts { clean: self.slots.len() - free - destaging - dirty, dirty, destaging, free }
+    }
+
     /// The slot of `track`, for looking.
     #[must_use]
     pub fn get(&self, track: TrackAddress) -> Option<&Slot> {
         self.places.get(&track).and_then(|place| self.slots[*place].as_ref())
     }
 
-    /// The slot of `track`, counted as used.
-    pub fn touch(&mut self, track: TrackAddress) -> Option<&Slot> {
-        let slot = self.slots[*self.places.get(&track)?].as_mut()?;
-        slot.recent = true;
+    /// The slot of a range that is read.
+    pub fn touch(&mut self, range: TrackRange) -> Option<&Slot> {
+        let place = *self.places.get(&range.track)?;
+        let slot = self.slots[place].as_mut().expect("a mapped place holds a slot");
+        let read = range.indices().fold(0, |mask, index| mask | 1 << index);
+        if slot.seen & read == read {
+            self.replacement.touch(place);
+        }
+        slot.seen |= read;
         Some(slot)
     }
 
-    /// Says that a write of the track to media begins or ends. A track without a slot gets none.
+    /// Says that a write of the track to media begins or ends. A track without a slot gets one for that long.
     pub fn set_destaging(&mut self, track: TrackAddress, destaging: bool) {
-        if let Some(place) = self.places.get(&track).copied() {
-            let slot = self.slots[place].as_mut().expect("a mapped place holds a slot");
-            assert_ne!(slot.destaging, destaging, "a track is written to media once at a time");
-            slot.destaging = destaging;
-            self.drop_if_empty(place);
-        }
+        let place = self.place_of(track);
+        let slot = self.slots[place].as_mut().expect("a mapped place holds a slot");
+        assert_ne!(slot.destaging, destaging, "a track is written to media once at a time");
+        slot.destaging = destaging;
+        self.destaging = if destaging { self.destaging + 1 } else { self.destaging - 1 };
+        self.changed(place);
     }
 
     /// Makes `block` the contents of block `index` of `track`; returns what was there.
@@ -126,7 +172,6 @@ impl SlotTable {
     pub fn install(&mut self, track: TrackAddress, index: usize, block: Block) -> Option<Block> {
         let place = self.place_of(track);
         let slot = self.slots[place].as_mut().expect("a mapped place holds a slot");
-        slot.recent = true;
         let before = slot.blocks[index].replace(block);
         if let Some(before) = before {
             assert!(
@@ -135,9 +180,8 @@ impl SlotTable {
                 block.version,
                 before.version
             );
-            self.dirty_blocks -= usize::from(before.state != BlockState::Clean);
         }
-        self.dirty_blocks += usize::from(block.state != BlockState::Clean);
+        self.changed(place);
         before
     }
 
@@ -150,7 +194,7 @@ impl SlotTable {
             return None;
         }
         block.state = BlockState::Clean;
-        self.dirty_blocks -= 1;
+        self.changed(place);
         mirror
     }
 
@@ -166,87 +210,101 @@ impl SlotTable {
     /// All dirty blocks, in address order.
     #[must_use]
     pub fn dirty(&self) -> Vec<DirtyBlock> {
-        let blocks = self.slots.iter().flatten().flat_map(|slot| {
-            let blocks = slot.blocks.iter().enumerate().filter_map(|(index, block)| Some((index, (*block)?)));
-            let dirty = blocks.filter(|(_, block)| block.state != BlockState::Clean);
-            dirty.map(|(index, Block { version, crc, .. })| DirtyBlock { track: slot.track, index, version, crc })
-        });
-        let mut blocks: Vec<_> = blocks.collect();
-        blocks.sort_unstable_by_key(|block| (block.track, block.index));
+        let mut blocks = Vec::with_capacity(self.dirty_blocks);
+        let mut next = self.dirty.first();
+        while let Some(place) = next {
+            let slot = self.slots[place].as_ref().expect("the index names slots that are there");
+            let dirty = (0..).zip(slot.dirty_blocks()).filter_map(|(index, block)| Some((index, block?)));
+            blocks.extend(dirty.map(|(index, Block { version, crc, .. })| DirtyBlock {
+                track: slot.track,
+                index,
+                version,
+                crc,
+            }));
+            next = self.dirty.first_from(slot.track.next());
+        }
         blocks
     }
 
     /// Number of blocks.
     #[must_use]
     pub fn cached_blocks(&self) -> usize {
-        self.slots.iter().flatten().map(|slot| slot.blocks.iter().flatten().count()).sum()
+        self.slots.iter().flatten().map(|slot| slot.clean + slot.dirty).sum()
     }
 
-    /// Up to `tracks.capacity()` dirty tracks at or after `from`, in address order; wraps to the lowest when there are none after.
-    pub fn dirty_tracks(&self, from: Option<TrackAddress>, tracks: &mut Vec<TrackAddress>) {
-        tracks.clear();
-        let dirty = self.slots.iter().flatten().filter(|slot| slot.is_dirty() && !slot.destaging);
-        for track in dirty.map(|slot| slot.track).filter(|track| from.is_none_or(|from| *track >= from)) {
-            if tracks.len() < tracks.capacity() {
-                tracks.push(track);
-                if tracks.len() == tracks.capacity() {
-                    tracks.sort_unstable();
-                }
-            } else if tracks.last().is_some_and(|last| track < *last) {
-                let at = tracks.partition_point(|other| *other < track);
-                tracks.pop();
-                tracks.insert(at, track);
-            }
-        }
-        tracks.sort_unstable();
-        if tracks.is_empty() && from.is_some() {
-            self.dirty_tracks(None, tracks);
-        }
-    }
-
-    /// The first track of `volume` at or after `from` with a dirty block, even one that is being written to media.
+    /// The first slot with a dirty block at or after `from`, even if it is being written to media.
     #[must_use]
-    pub fn next_dirty(&self, volume: VolumeId, from: u64) -> Option<TrackAddress> {
-        let dirty = self.slots.iter().flatten().filter(|slot| slot.is_dirty()).map(|slot| slot.track);
-        dirty.filter(|track| track.volume == volume && track.track >= from).min()
+    pub fn next_dirty(&self, from: Option<TrackAddress>) -> Option<&Slot> {
+        let place = from.map_or_else(|| self.dirty.first(), |from| self.dirty.first_from(from))?;
+        self.slots[place].as_ref()
     }
 
-    /// Gives up clean blocks of tracks not used lately until `enough` says so; `release` gets their frames. Returns whether it was enough.
+    /// The same, within one volume.
+    #[must_use]
+    pub fn next_dirty_of(&self, volume: VolumeId, from: u64) -> Option<TrackAddress> {
+        let found = self.next_dirty(Some(TrackAddress { volume, track: from }))?.track;
+        (found.volume == volume).then_some(found)
+    }
+
+    /// Gives up clean blocks of the tracks that are least worth keeping until `enough` says so; `release` gets their frames. Returns whether it was enough.
     pub fn evict(&mut self, mut release: impl FnMut(FrameIndex), enough: impl Fn() -> bool) -> bool {
-        for _ in 0..2 * self.slots.len() {
-            if enough() {
-                return true;
-            }
-            let place = self.hand;
-            self.hand = (self.hand + 1) % self.slots.len();
-            let Some(slot) = self.slots[place].as_mut() else { continue };
-            if slot.destaging || std::mem::take(&mut slot.recent) {
-                continue;
-            }
+        while !enough() {
+            let Some(place) = self.replacement.pop() else { return false };
+            let slot = self.slots[place].as_mut().expect("what can give something up is there");
             for block in &mut slot.blocks {
                 if let Some(clean) = block.take_if(|block| block.state == BlockState::Clean) {
                     release(clean.frame);
                 }
             }
-            self.drop_if_empty(place);
+            self.changed(place);
         }
-        enough()
+        true
+    }
+
+    /// Gives up the clean blocks of one track.
+    pub fn forget_clean(&mut self, track: TrackAddress, mut release: impl FnMut(FrameIndex)) {
+        let Some(place) = self.places.get(&track).copied() else { return };
+        let slot = self.slots[place].as_mut().expect("a mapped place holds a slot");
+        for block in &mut slot.blocks {
+            if let Some(clean) = block.take_if(|block| block.state == BlockState::Clean) {
+                release(clean.frame);
+            }
+        }
+        self.changed(place);
     }
 
     fn place_of(&mut self, track: TrackAddress) -> usize {
         if let Some(place) = self.places.get(&track) {
             return *place;
         }
-        let place = self.free.pop().expect("there are as many slots as frames");
-        self.slots[place] = Some(Slot { track, blocks: [None; TRACK_BLOCKS], destaging: false, recent: true });
+        let place = self.free.pop().expect("there are as many slots as frames, and as tracks that can be in work");
+        self.slots[place] =
+            Some(Slot { track, blocks: [None; TRACK_BLOCKS], destaging: false, clean: 0, dirty: 0, seen: 0 });
         self.places.insert(track, place);
         place
     }
 
-    fn drop_if_empty(&mut self, place: usize) {
-        let slot = self.slots[place].take_if(|slot| !slot.destaging && slot.blocks.iter().all(Option::is_none));
-        if let Some(slot) = slot {
-            self.places.remove(&slot.track);
+    /// Brings everything that is counted about a slot up to date, and gives it back if nothing is in it.
+    fn changed(&mut self, place: usize) {
+        let slot = self.slots[place].as_mut().expect("a mapped place holds a slot");
+        self.dirty_blocks -= slot.dirty;
+        slot.dirty = slot.dirty_blocks().iter().flatten().count();
+        slot.clean = slot.blocks.iter().flatten().count() - slot.dirty;
+        self.dirty_blocks += slot.dirty;
+        let (track, clean, dirty, destaging) = (slot.track, slot.clean, slot.dirty, slot.destaging);
+        if dirty > 0 {
+            self.dirty.insert(place, track);
+        } else {
+            self.dirty.remove(place);
+        }
+        if clean > 0 {
+            self.replacement.insert(place, &track);
+        } else {
+            self.replacement.remove(place);
+        }
+        if clean + dirty == 0 && !destaging {
+            self.slots[place] = None;
+            self.places.remove(&track);
             self.free.push(place);
         }
     }

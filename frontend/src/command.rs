@@ -96,9 +96,10 @@ pub fn failure_status(error: CacheError, write: bool) -> Option<Status> {
         CacheError::Undecided => Status::ANA_TRANSITION,
         CacheError::Group(GroupError::Media) if write => Status::WRITE_FAULT,
         CacheError::Group(GroupError::Media) => Status::UNRECOVERED_READ,
-        CacheError::Group(_) => Status::INTERNAL_ERROR,
+        CacheError::Group(_) | CacheError::Vault(_) => Status::INTERNAL_ERROR,
         CacheError::Credits => Status::INVALID_FIELD.with_do_not_retry(),
         CacheError::OutOfRange => Status::LBA_OUT_OF_RANGE,
+        CacheError::PersistentLoss => Status::ANA_PERSISTENT_LOSS,
     })
 }
 

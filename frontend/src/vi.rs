@@ -8,10 +8,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use dyad_backend::Device;
 use dyad_cache::home::Transfer;
 use dyad_cache::record::CommandId;
-use dyad_cache::{Cache, CacheError, TrackRange, VolumeId};
+use dyad_cache::{Cache, CacheError, Store, TrackRange, VolumeId, WriteCommand};
 use dyad_matrix::Provider;
 use dyad_matrix::endpoint::{Endpoint, EndpointConfig, Message};
 use dyad_matrix::provider::{ProtectionTag, RegionHandle, RemoteAccess, RequestId, ResourceError, Revocable, ViId};
@@ -70,11 +69,11 @@ struct Work {
     message: Message,
 }
 
-struct Inner<D: Device, P> {
+struct Inner<S: Store, P> {
     handle: Handle,
     config: TargetConfig,
     endpoint: Endpoint<P>,
-    cache: Cache<D, P>,
+    cache: Cache<S, P>,
     sessions: RefCell<Vec<Session>>,
     work: Inbox<Work>,
     closing: Inbox<ViId>,
@@ -84,22 +83,22 @@ struct Inner<D: Device, P> {
 }
 
 /// The hosts' port of a director. Clones are the same port.
-pub struct Target<D: Device, P> {
-    inner: Rc<Inner<D, P>>,
+pub struct Target<S: Store, P> {
+    inner: Rc<Inner<S, P>>,
 }
 
-impl<D: Device, P> Clone for Target<D, P> {
+impl<S: Store, P> Clone for Target<S, P> {
     fn clone(&self) -> Self {
         Self { inner: Rc::clone(&self.inner) }
     }
 }
 
-impl<D: Device, P: Provider> Target<D, P> {
+impl<S: Store, P: Provider> Target<S, P> {
     /// The port of `cache`; spawns its lanes and service tasks. The frames' memory must be registered with [`HOST_TAG`].
     ///
     /// # Errors
     /// When the provider has no room.
-    pub fn new(handle: &Handle, provider: P, config: TargetConfig, cache: Cache<D, P>) -> Result<Self, ResourceError> {
+    pub fn new(handle: &Handle, provider: P, config: TargetConfig, cache: Cache<S, P>) -> Result<Self, ResourceError> {
         // Sessions that are being closed hold their VI a while longer.
         let vis_max = config.sessions * 2;
         let endpoint = Endpoint::new(
@@ -345,8 +344,7 @@ impl<D: Device, P: Provider> Target<D, P> {
                 {
                     return Err(CacheError::Credits);
                 }
-                self.each_part(session, capsule, lba, blocks, deadline, Some(origin)).await?;
-                if fua { inner.cache.flush(inner.config.volume, deadline).await } else { Ok(()) }
+                self.each_part(session, capsule, lba, blocks, deadline, Some((origin, fua))).await
             }
             HostCommand::Flush => inner.cache.flush(inner.config.volume, deadline).await,
             HostCommand::IdentifyNamespace => self.identify(session, capsule, deadline).await,
@@ -360,7 +358,7 @@ impl<D: Device, P: Provider> Target<D, P> {
         lba: Lba,
         blocks: BlockCount,
         deadline: Time,
-        writer: Option<[u8; 16]>,
+        writer: Option<([u8; 16], bool)>,
     ) -> Result<(), CacheError> {
         let inner = &*self.inner;
         let mut skip = 0;
@@ -368,9 +366,10 @@ impl<D: Device, P: Provider> Target<D, P> {
             let host = HostMemory::new(&inner.endpoint, session.vi, session.region, &capsule.data, skip);
             skip += BlockCount(range.count() as u64).bytes();
             match writer {
-                Some(origin) => {
-                    let id = CommandId { origin, sequence: capsule.sequence, part };
-                    inner.cache.write(range, id, capsule.oldest, deadline, &host).await?;
+                Some((origin, fua)) => {
+                    let command = CommandId { origin, sequence: capsule.sequence, part };
+                    let write = WriteCommand { range, command, oldest: capsule.oldest, fua };
+                    inner.cache.write(write, deadline, &host).await?;
                 }
                 None => inner.cache.read(range, deadline, &host).await?,
             }

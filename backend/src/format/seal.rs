@@ -28,6 +28,8 @@ pub enum Kind {
     Guards,
     /// [`super::share`].
     Share,
+    /// The head of a record in the vault, whose format is the cache's.
+    Vault,
 }
 
 impl Kind {
@@ -37,6 +39,7 @@ impl Kind {
             Self::Intent => b"DYADINT1",
             Self::Guards => b"DYADGRD1",
             Self::Share => b"DYADSHR1",
+            Self::Vault => b"DYADVLT1",
         }
     }
 }

@@ -19,9 +19,8 @@ use std::time::Duration;
 use dyad_backend::Device;
 use dyad_backend::device::DeviceId;
 use dyad_backend::raid::{GroupError, NewGroupError, Raid1};
-use dyad_cache::home::{CacheConfig, VolumePlace};
 use dyad_cache::mirror::Adoptable;
-use dyad_cache::{Authority, Cache, MirrorArea, Regime};
+use dyad_cache::{Authority, Cache, CacheConfig, MirrorArea, Policy, Regime, VolumePlace};
 use dyad_frontend::vi::HOST_TAG;
 use dyad_frontend::{Target, TargetConfig};
 use dyad_matrix::endpoint::{Endpoint, EndpointConfig};
@@ -123,9 +122,9 @@ struct Inner<D: Device, P: Provider, R> {
     /// The record as last read or written, with its revision.
     known: RefCell<transition::KnownRecord>,
     authority: Authority,
-    cache: Cache<D, P>,
+    cache: Cache<Raid1<D>, P>,
     group: Raid1<D>,
-    target: Target<D, P>,
+    target: Target<Raid1<D>, P>,
     endpoint: Endpoint<P>,
     peer: RefCell<Option<Peer>>,
     /// The mirror of the partner of the last link, until it is adopted or another partner comes.
@@ -164,6 +163,9 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         let cache_config = CacheConfig {
             takeover_frames: usize::try_from(config.mirror_frames).expect("32 bits fit"),
             destage_above: usize::try_from(config.mirror_frames / 2).expect("32 bits fit"),
+            write_pending_limit: usize::try_from(config.mirror_frames).expect("32 bits fit"),
+            stripe_tracks: 1,
+            nvcache: false,
             commands: usize::from(config.lanes),
             hosts: usize::from(config.hosts) * 2,
             // A host keeps its numbers within four times its depth, and a command has at most two parts.
@@ -276,7 +278,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     /// Its cache.
     #[must_use]
-    pub fn cache(&self) -> &Cache<D, P> {
+    pub fn cache(&self) -> &Cache<Raid1<D>, P> {
         &self.inner.cache
     }
 
@@ -288,7 +290,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     /// Its port.
     #[must_use]
-    pub fn target(&self) -> &Target<D, P> {
+    pub fn target(&self) -> &Target<Raid1<D>, P> {
         &self.inner.target
     }
 
@@ -409,7 +411,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         let mut fenced = false;
         loop {
             if inner.machine.borrow().awaits_settling()
-                && (inner.cache.dirty_blocks() == 0 || is_active(Mutation::SettledWhileDirty))
+                && (inner.cache.is_settled() || is_active(Mutation::SettledWhileDirty))
             {
                 self.event(Event::Settled);
             }
@@ -426,7 +428,12 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 /// The one volume of a group, as large as it can be.
 #[must_use]
 pub fn whole_group(id: dyad_cache::VolumeId, blocks: BlockCount) -> VolumePlace {
-    VolumePlace { id, base: Lba(0), blocks: blocks.0 - blocks.0 % dyad_cache::address::TRACK_BLOCKS as u64 }
+    VolumePlace {
+        id,
+        base: Lba(0),
+        blocks: blocks.0 - blocks.0 % dyad_cache::address::TRACK_BLOCKS as u64,
+        policy: Policy::Mirrored,
+    }
 }
 
 fn bytes_of(frames: u32) -> usize {

@@ -144,8 +144,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
     /// Writes are stopped: what was applied stays what it is until the partner knows all of it.
     async fn quiesce(&self, epoch: Epoch) -> bool {
         let inner = &*self.inner;
-        if !is_active(Mutation::JoinWithoutQuiescing) {
-            inner.cache.quiesce().await;
+        if !is_active(Mutation::JoinWithoutQuiescing) && inner.cache.quiesce().await.is_err() {
+            return false;
         }
         let Some(link) = self.mirror_link() else { return false };
         let taught = {
