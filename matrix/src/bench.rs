@@ -4,6 +4,7 @@
 //! The caller runs [`run`] and brings a way to start a second process, which runs [`serve`]. The loops here poll the provider
 //! as a reactor does, but without its tasks: the figures are the transport's.
 
+mod crowd;
 mod figures;
 mod sockets;
 mod station;
@@ -41,6 +42,10 @@ pub enum BenchError {
     Peer(&'static str),
 }
 
+/// VIs on which nothing happens.
+const FEW: u16 = 2;
+const MANY: u16 = 200;
+
 /// Kills the other process when the figures are taken, or were not to be had.
 struct Other(Child);
 
@@ -59,6 +64,7 @@ pub fn run(server: &mut Command, directory: &Path, mut progress: impl FnMut(&str
     let _other = Other(server.spawn()?);
     let mut shm = vi::Client::connect(directory)?;
     let mut sockets = sockets::Client::connect(directory)?;
+    let crowds = [crowd::Crowd::gather(directory, FEW)?, crowd::Crowd::gather(directory, MANY)?];
     let mut figures = figures::Figures::default();
     for round in 1..=ROUNDS {
         progress(&format!("round {round} of {}", ROUNDS));
@@ -72,6 +78,9 @@ pub fn run(server: &mut Command, directory: &Path, mut progress: impl FnMut(&str
             shm.rdma(bytes, &mut figures)?;
         }
         shm.crossover(&mut figures)?;
+        for crowd in &crowds {
+            crowd.turns(&mut figures);
+        }
     }
     Ok(figures.rows())
 }

@@ -31,6 +31,7 @@
 //! has put it into the posted receive. RDMA, at all levels: the bytes are in the peer's memory.
 
 mod agent;
+mod attention;
 mod connection;
 mod control;
 #[cfg(any(test, fuzzing))]
@@ -177,11 +178,8 @@ impl Source for ShmProvider {
             for event in &events[..ready] {
                 if event.data() == AGENT {
                     let _ = state.agent.notice_alarm.read();
-                } else if let Some(doorbell) = doorbell_of(event.data()).and_then(|vi| state.doorbell(vi))
-                    && !socket::quieten(doorbell)
-                {
-                    // The peer is gone; the agent will tell how.
-                    let _ = self.0.epoll.delete(doorbell);
+                } else if let Some(vi) = doorbell_of(event.data()) {
+                    state.rung(vi, &self.0.epoll);
                 }
             }
             if ready < events.len() {

@@ -13,8 +13,8 @@ use super::agent::Wire;
 use super::layout::Geometry;
 use super::queue::WorkItems;
 use super::ring::{Arrived, Consumer, Garbage, Header, Producer, Shared};
-use super::socket;
 use super::status::PeerStatus;
+use super::{socket, status};
 use crate::descriptor::total;
 use crate::memory::{self, Memory, Segment};
 use crate::provider::{
@@ -103,6 +103,9 @@ pub(super) struct Link {
     announced_by_peer: u64,
     announced_by_us: u64,
     announced: u32,
+    /// Where each side says that it wants to be rung.
+    quiet_peer: u64,
+    quiet_us: u64,
     /// Bytes of the message that is arriving, and whether the rest of it is to be thrown away.
     arrived: u32,
     dropping: bool,
@@ -131,6 +134,8 @@ impl Link {
             announced_by_peer: Geometry::announced(side.other()),
             announced_by_us: Geometry::announced(side),
             announced: 0,
+            quiet_peer: Geometry::quiet(side.other()),
+            quiet_us: Geometry::quiet(side),
             arrived: 0,
             dropping: false,
             stirred: false,
@@ -188,9 +193,23 @@ impl Link {
                 self.stirred = true;
             }
         }
-        if std::mem::take(&mut self.stirred) && self.peer.is_asleep() {
-            socket::ring(&self.doorbell);
+        if std::mem::take(&mut self.stirred) {
+            // In this order: the fence is in the first.
+            let (asleep, quiet) = (self.peer.is_asleep(), self.producer.memory().get_u32(self.quiet_peer) != 0);
+            if asleep || quiet {
+                socket::ring(&self.doorbell);
+            }
         }
+    }
+
+    /// Whether nothing is left to be said to the peer.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.stirred && self.untold.is_none()
+    }
+
+    /// Has the peer ring from now on, or no more.
+    pub(super) fn say_quiet(&self, quiet: bool) {
+        status::say_quiet(self.producer.memory(), self.quiet_us, quiet);
     }
 
     /// Whether the peer closed its VI: nothing sent to it counts any more.

@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `0x000 + 0x80 * side` | 4 | `consumed`: entries of the other side's ring that `side` has dealt with, modulo 2^32 |
 //! | `0x040 + 0x80 * side` | 4 | `announced`: 1 + the regions that `side` has announced, or 0 while it is not ready |
+//! | `0x048 + 0x80 * side` | 4 | `quiet`: 1 while `side` looks at the channel only now and then (see [`super::attention`]) |
 //! | `0x1000 + side * ring` | 128 * entries | ring of `side`: entries |
 //! | behind them | data | ring of `side`: payload of messages longer than 112 bytes |
 //!
@@ -117,6 +118,11 @@ impl Geometry {
     /// Where `side` says how many regions it announced.
     pub(super) fn announced(side: Side) -> u64 {
         0x40 + 0x80 * side.index()
+    }
+
+    /// Where `side` says that it wants to be rung.
+    pub(super) fn quiet(side: Side) -> u64 {
+        0x48 + 0x80 * side.index()
     }
 }
 

@@ -11,7 +11,7 @@ use loom::thread;
 
 use super::layout::{ENTRY_BYTES, Geometry, Side, StatusShape};
 use super::ring::{Consumer, Garbage, Header, Producer, Shared};
-use super::status::{OwnStatus, PeerStatus};
+use super::status::{OwnStatus, PeerStatus, say_quiet};
 use crate::provider::{RegionHandle, ViId};
 
 /// The words of a file that a test touches.
@@ -33,7 +33,12 @@ impl Words {
         let ring = geometry.ring(Side::Client);
         let entries = [ring.entries, ring.entries + ENTRY_BYTES];
         (
-            Self::new(entries.into_iter().flat_map(|entry| [entry, entry + 8, entry + 16]).chain([ring.consumed])),
+            Self::new(
+                entries
+                    .into_iter()
+                    .flat_map(|entry| [entry, entry + 8, entry + 16])
+                    .chain([ring.consumed, Geometry::quiet(Side::Server)]),
+            ),
             geometry,
         )
     }
@@ -166,6 +171,27 @@ fn loom_who_falls_asleep_is_woken_or_finds_the_message() {
         let found = pop(&mut consumer);
         sender.join().expect("nothing to fail");
         assert!(found.is_some() || rung.load(Ordering::Acquire), "it would sleep for ever");
+    });
+}
+
+#[test]
+fn loom_a_connection_that_grows_quiet_is_rung_or_finds_the_message() {
+    check(|| {
+        let (words, geometry) = Words::ring();
+        let ring = geometry.ring(Side::Client);
+        let quiet_at = Geometry::quiet(Side::Server);
+        let mut producer = Producer::new(words.clone(), ring, geometry);
+        let mut consumer = Consumer::new(words.clone(), ring, geometry);
+        let (_, peer) = status();
+        let sender = thread::spawn(move || {
+            push(&mut producer, 1);
+            // The fence is in the first, as in `Link::stir`.
+            peer.is_asleep() || producer.memory().get_u32(quiet_at) != 0
+        });
+        say_quiet(&words, quiet_at, true);
+        let found = pop(&mut consumer);
+        let rings = sender.join().expect("nothing to fail");
+        assert!(found.is_some() || rings, "nobody would look at it");
     });
 }
 

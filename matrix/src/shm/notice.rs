@@ -77,7 +77,7 @@ impl State {
         let Some(link) = link.filter(watched) else { return self.break_vi(vi, BrokenReason::Protocol) };
         there.state = next;
         there.link = Some(Box::new(link));
-        self.linked.push(vi);
+        self.linked.insert(vi);
         let (tag, access) = (there.attributes.tag, there.attributes.remote_access);
         let exported: Vec<(RegionHandle, Memory, RemoteAccess)> = self
             .regions

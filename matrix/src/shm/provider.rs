@@ -41,7 +41,7 @@ impl Provider for ShmProvider {
         self.with(|state| {
             let handle = state.regions.register(Region { memory: memory.clone(), tag, access })?;
             state.status.open_region(handle);
-            for vi in state.linked.clone() {
+            for vi in state.linked.all().to_vec() {
                 let attributes = &state.vis.get(vi.0).expect("a linked VI is there").attributes;
                 let allowed = access.and(attributes.remote_access);
                 if attributes.tag == tag && allowed.any() {
@@ -157,8 +157,9 @@ impl Provider for ShmProvider {
             let item = SendItem { cookie, operation, immediate, len: len.unwrap_or(0), progress };
             there.sends.push(item, descriptor.segments);
             // What can be done is done at once.
-            if let Err(why) = there.send(vi, cqs, regions, false) {
-                state.break_vi(vi, why);
+            match there.send(vi, cqs, regions, false) {
+                Ok(_) => state.wake(vi),
+                Err(why) => state.break_vi(vi, why),
             }
             Ok(())
         })
@@ -172,6 +173,8 @@ impl Provider for ShmProvider {
                 return Err(PostError::Full);
             }
             there.receives.push(ReceiveItem { cookie }, segments);
+            // A message may be waiting for it, and nobody would ring for that.
+            state.wake(vi);
             Ok(())
         })
     }
@@ -212,7 +215,7 @@ impl Provider for ShmProvider {
             Revocable::Region(region) => {
                 let tag = state.deregister(region)?.tag;
                 // As when a VI is revoked: what was posted before a write that may still be going on is taken.
-                for vi in state.linked.clone() {
+                for vi in state.linked.all().to_vec() {
                     if state.vis.get(vi.0).is_some_and(|vi| vi.attributes.tag == tag)
                         && let Err(why) = state.drain(vi)
                     {

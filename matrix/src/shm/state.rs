@@ -1,16 +1,17 @@
 //! What the reactor knows, and what it does in each turn: VIs with their queues, regions, and who holds what of ours.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::os::fd::OwnedFd;
 use std::task::Waker;
 
 use nix::sys::epoll::Epoll;
 
 use super::ShmLimits;
 use super::agent::{AgentHandle, Command, ConnectionName};
+use super::attention::{Attention, PATIENCE};
 use super::connection::{Incoming, Link, Progress, ReceiveItem, SendItem, Step};
 use super::queue::WorkItems;
 use super::ring::Garbage;
+use super::socket;
 use super::status::OwnStatus;
 use crate::completion::CompletionQueue;
 use crate::memory::MemoryId;
@@ -38,7 +39,7 @@ pub(super) struct State {
     pub(super) events: VecDeque<Event>,
     pub(super) event_waiter: Option<Waker>,
     /// VIs with a link.
-    pub(super) linked: Vec<ViId>,
+    pub(super) linked: Attention,
     /// Which peers map which of our regions.
     pub(super) exports: Vec<Export>,
     /// Payload bytes copied to peers over connections that have ended.
@@ -66,6 +67,8 @@ pub(super) struct Vi {
     /// A send failed; what was posted behind it will be flushed.
     pub(super) poisoned: bool,
     pub(super) expecting: Expecting,
+    /// Turns since something happened.
+    idle: u16,
 }
 
 /// Whether a send waits for a region that the peer has announced.
@@ -91,6 +94,7 @@ impl Vi {
             begun: 0,
             poisoned: false,
             expecting: Expecting::No,
+            idle: 0,
         }
     }
 
@@ -203,7 +207,7 @@ impl State {
             requests: BTreeMap::new(),
             events: VecDeque::with_capacity(2 * vis),
             event_waiter: None,
-            linked: Vec::with_capacity(vis),
+            linked: Attention::new(limits.vis),
             exports: Vec::new(),
             copied_before: 0,
         }
@@ -226,12 +230,63 @@ impl State {
             }
         }
         let mut at = 0;
-        while let Some(&vi) = self.linked.get(at) {
-            work += self.poll_vi(vi);
-            // If it broke it is not there any more.
-            at += usize::from(self.linked.get(at) == Some(&vi));
+        while let Some(vi) = self.linked.lively(at) {
+            let done = self.poll_vi(vi);
+            work += done;
+            if done == 0 {
+                self.grow_quiet(vi);
+            }
+            // If it broke or grew quiet, another has its place.
+            at += usize::from(self.linked.lively(at) == Some(vi));
+        }
+        for _ in 0..self.linked.glances() {
+            let Some(vi) = self.linked.glance() else { break };
+            let done = self.poll_vi(vi);
+            work += done;
+            if done > 0 {
+                self.wake(vi);
+            }
         }
         work
+    }
+
+    /// Nothing happened on a VI in this turn.
+    fn grow_quiet(&mut self, vi: ViId) {
+        let crowded = self.linked.is_crowded();
+        let Some(there) = self.vis.get_mut(vi.0) else { return };
+        there.idle = there.idle.saturating_add(1);
+        let Some(link) = &there.link else { return };
+        if crowded && there.idle > PATIENCE && there.sends.front().is_none() && link.is_settled() {
+            link.say_quiet(true);
+            self.linked.hush(vi);
+            // Whoever published before saw that is not going to ring.
+            if self.poll_vi(vi) > 0 {
+                self.wake(vi);
+            }
+        }
+    }
+
+    /// Something happens on a VI, or will.
+    pub(super) fn wake(&mut self, vi: ViId) {
+        if self.linked.wake(vi)
+            && let Some(there) = self.vis.get_mut(vi.0)
+        {
+            there.idle = 0;
+            if let Some(link) = &there.link {
+                link.say_quiet(false);
+            }
+        }
+    }
+
+    /// The doorbell of a VI was rung.
+    pub(super) fn rung(&mut self, vi: ViId, epoll: &Epoll) {
+        self.wake(vi);
+        if let Some(link) = self.vis.get(vi.0).and_then(|vi| vi.link.as_ref())
+            && !socket::quieten(link.doorbell())
+        {
+            // The peer is gone; the agent will tell how.
+            let _ = epoll.delete(link.doorbell());
+        }
     }
 
     /// Sends, completes and receives on one VI; returns how much.
@@ -249,6 +304,9 @@ impl State {
         let expects = there.expects();
         match work {
             Ok(work) => {
+                if work > 0 {
+                    there.idle = 0;
+                }
                 if expects {
                     self.expect_region(vi);
                 }
@@ -285,7 +343,7 @@ impl State {
         self.status.close_vi(vi);
         // Every message that was published before a write which may still be going on is there by now.
         let _ = self.drain(vi);
-        self.linked.retain(|&linked| linked != vi);
+        self.linked.remove(vi);
         let Self { vis, cqs, .. } = self;
         let there = vis.get_mut(vi.0).expect("it was just there");
         while let Some(item) = there.sends.pop() {
@@ -330,11 +388,7 @@ impl State {
     }
 
     pub(super) fn copied_bytes(&self) -> u64 {
-        let links = self.linked.iter().filter_map(|vi| self.vis.get(vi.0)?.link.as_ref());
+        let links = self.linked.all().iter().filter_map(|vi| self.vis.get(vi.0)?.link.as_ref());
         self.copied_before + links.map(|link| link.copied_bytes()).sum::<u64>()
-    }
-
-    pub(super) fn doorbell(&self, vi: ViId) -> Option<&OwnedFd> {
-        self.vis.get(vi.0)?.link.as_ref().map(|link| link.doorbell())
     }
 }

@@ -59,6 +59,14 @@ impl<M: Shared> OwnStatus<M> {
     }
 }
 
+/// Says in a channel whether this end wants to be rung. After `true` it looks once more, as before a sleep.
+pub(super) fn say_quiet<M: Shared>(channel: &M, at: u64, quiet: bool) {
+    channel.put_u32(at, u32::from(quiet));
+    if quiet {
+        channel.full_fence();
+    }
+}
+
 /// A peer's status. It may lie: then it hurts only what is its own.
 #[derive(Debug)]
 pub(super) struct PeerStatus<M = Memory> {

@@ -11,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::control::{Control, PACKET_BYTES, Packet, Request};
 use super::layout::{ENTRY_STAMP, ENTRY_WORDS, Geometry, Side, StatusShape, open_word};
-use super::{ShmError, ShmLimits, ShmProvider, socket};
+use super::{ShmError, ShmLimits, ShmProvider, attention, socket};
 use crate::memory::{HugePages, MapError, Memory};
 use crate::provider::{
     BrokenReason, Completion, CqId, Descriptor, DescriptorError, Discriminator, Event, NetAddress, PrivateData,
@@ -419,4 +419,105 @@ fn a_peer_receives_nothing_that_is_not_its_own() {
         texts.push(String::from_utf8_lossy(&all[100..113]).into_owned());
     }
     assert_eq!(texts[1..], ["to be written".to_owned(), "to be read\0\0\0".to_owned()], "the status, then its regions");
+}
+
+/// A client with so many VIs, all connected to the server.
+fn crowd(server: &mut Server, count: usize) -> (ShmProvider, CqId, Vec<(ViId, ViId)>) {
+    let mut client = ShmProvider::new(&server.path("client"), 1, ShmLimits::default()).unwrap();
+    let cq = client.create_cq(1024).unwrap();
+    server.cq = server.provider.create_cq(1024).unwrap();
+    let to = NetAddress { host: server.path("server").to_str().unwrap().to_owned(), discriminator: SERVICE };
+    let vis = (0..count).map(|_| {
+        let vi = client.create_vi(&attributes(cq)).unwrap();
+        client.connect(vi, &to, b"", Duration::from_secs(30)).unwrap();
+        let ours = server.accept();
+        assert!(matches!(server.event(), Event::Established { vi, .. } if vi == ours));
+        wait(|| {
+            client.poll();
+            let event = client.poll_event(&mut Context::from_waker(Waker::noop()));
+            matches!(event, Poll::Ready(Event::Established { .. })).then_some(())
+        });
+        (vi, ours)
+    });
+    let vis = vis.collect();
+    (client, cq, vis)
+}
+
+fn lively(provider: &ShmProvider) -> usize {
+    let state = provider.0.state.borrow();
+    (0..).map_while(|at| state.linked.lively(at)).count()
+}
+
+/// Polls until nothing changes any more.
+fn grow_quiet(provider: &mut ShmProvider) {
+    for _ in 0..2 * u32::from(attention::PATIENCE) {
+        provider.poll();
+    }
+}
+
+const NOTHING: Descriptor<'_> =
+    Descriptor { operation: SendOperation::Send, segments: &[], immediate: Some(7), cookie: 1 };
+
+#[test]
+fn what_a_turn_looks_at_does_not_grow_with_idle_vis_and_no_message_is_missed() {
+    const VIS: usize = 3 * attention::FEW;
+    let mut server = Server::new();
+    let (client, _, vis) = crowd(&mut server, VIS);
+    assert_eq!((lively(&server.provider), lively(&client)), (VIS, VIS));
+    grow_quiet(&mut server.provider);
+    assert_eq!(lively(&server.provider), attention::FEW);
+    // Awake it finds a message on any of them within a round of glances.
+    for &(_, to) in &vis {
+        server.provider.post_receive(to, &[], 5).unwrap();
+    }
+    assert_eq!(lively(&server.provider), VIS, "who posts a receive looks");
+    grow_quiet(&mut server.provider);
+    assert_eq!(lively(&server.provider), attention::FEW);
+    for &(from, to) in &vis {
+        client.post_send(from, &NOTHING).unwrap();
+        (0..VIS.div_ceil(attention::GLANCES)).for_each(|_| assert!(server.provider.poll() < 2));
+        let done = server.provider.poll_completion(server.cq, &mut Context::from_waker(Waker::noop()));
+        assert!(matches!(done, Poll::Ready(done) if done.vi == to && done.immediate == Some(7)), "{done:?}");
+    }
+}
+
+#[test]
+fn a_sleeper_is_rung_for_a_quiet_vi() {
+    const VIS: usize = attention::FEW + 3 * attention::GLANCES;
+    let mut server = Server::new();
+    let (mut client, _, vis) = crowd(&mut server, VIS);
+    for &(_, to) in &vis {
+        server.provider.post_receive(to, &[], 5).unwrap();
+    }
+    let mut unseen = 0;
+    for (round, &(from, to)) in vis.iter().enumerate() {
+        grow_quiet(&mut server.provider);
+        let mut send = || {
+            client.post_send(from, &NOTHING).unwrap();
+            client.poll();
+        };
+        // As a reactor does: it looks once more, and at few. The message comes before it says so, or after it looked.
+        let early = round % 2 == 0;
+        if early {
+            send();
+        }
+        server.provider.arm();
+        let found = server.provider.poll() > 0;
+        if !early {
+            send();
+        }
+        unseen += usize::from(early && !found);
+        let rung = |provider: &ShmProvider| {
+            let fd = provider.fd().unwrap();
+            let mut fds = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN)];
+            nix::poll::poll(&mut fds, nix::poll::PollTimeout::ZERO).unwrap() > 0
+        };
+        assert!(found || rung(&server.provider), "it would sleep for ever");
+        server.provider.disarm();
+        assert!(!rung(&server.provider), "and then it would never sleep again");
+        server.provider.poll();
+        let done = server.provider.poll_completion(server.cq, &mut Context::from_waker(Waker::noop()));
+        assert!(matches!(done, Poll::Ready(done) if done.vi == to), "{done:?}");
+    }
+    assert!(unseen > 0, "each was looked at before the sleep: this tested nothing");
 }
