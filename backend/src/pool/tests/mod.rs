@@ -6,6 +6,7 @@ mod changes;
 mod crashes;
 mod ground;
 mod model;
+mod on_group;
 mod sharing;
 
 use std::future::Future;
