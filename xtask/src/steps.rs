@@ -60,7 +60,7 @@ const STEPS: &[Step] = &[
     cargo("fmt", &["fmt", "--all", "--check"]),
     cargo("clippy", &["clippy", "--workspace", "--all-targets", "--profile", "ci", "--", "-D", "warnings"]),
     cargo("build", &["build", "--workspace", "--bins", "--tests", "--profile", "ci"]),
-    cargo("test", &["test", "--workspace", "--tests", "--profile", "ci"]).uses(&[tools::QEMU]),
+    cargo("test", &["test", "--workspace", "--tests", "--profile", "ci"]).uses(&[tools::QEMU, tools::ETCD]),
     cargo("doctest", &["test", "--workspace", "--doc", "--profile", "ci"]),
     // What an I/O costs, against the budget. For the whole workspace, as above, so that nothing is built twice.
     cargo("count", &["bench", "--workspace", "--bench", "nvme", "--profile", "ci", "--", "instructions"])

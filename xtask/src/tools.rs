@@ -16,6 +16,9 @@ pub(crate) const VALGRIND: Tool = Tool { program: "valgrind", package: "valgrind
 /// Has an NVMe controller that we did not write.
 pub(crate) const QEMU: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" };
 
+/// Keeps the registry of an array on several hosts.
+pub(crate) const ETCD: Tool = Tool { program: "etcd", package: "etcd-server" };
+
 impl Tool {
     /// It is there, or is now.
     pub(crate) fn available(self) -> bool {
