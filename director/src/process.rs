@@ -207,7 +207,8 @@ pub fn run_director(config: &ProcessConfig) -> Result<Ended, ProcessError> {
         destagers: DESTAGERS,
         idle_destage: Duration::from_millis(20),
     };
-    let memory = Rc::new(|bytes| Memory::shared("dyad", bytes, HugePages::IfAvailable).expect("memory for the cache"));
+    // The partner maps the mirror; it could take huge pages back.
+    let memory = Rc::new(|bytes| Memory::shared("dyad", bytes, HugePages::No).expect("memory for the cache"));
     let world = World { provider, devices, failed, registry, memory };
     let node = Node::new(&handle, node_config, world)?;
     handle.spawn("status", report(node.clone(), reactor.stopper()));

@@ -7,7 +7,10 @@
 //! - Every access is checked against the mapping, and every access is atomic to the language, in units that are not
 //!   specified: other threads, processes and devices may change the bytes at any time, and the worst that follows is
 //!   a mixture of old and new bytes, never undefined behaviour.
-//! - A mapped file cannot shrink (`F_SEAL_SHRINK`, memfd_create(2), fcntl(2)), whoever made it: so no access faults.
+//! - A mapped file cannot shrink (`F_SEAL_SHRINK`, memfd_create(2), fcntl(2)), whoever made it: so no access faults. Whoever
+//!   may write a file can also punch holes into it (fallocate(2)): ordinary pages come back as zeros, huge pages only if there
+//!   is one left. So memory of huge pages is not for peers.
+//! - A file belongs to its owner's user alone; whom else it is handed to has the access that the descriptor has.
 //! - The mapping lives as long as any clone of the [`Memory`].
 //!
 //! **Counting.** Each memory counts the payload bytes that this process copied into it ([`Memory::write`], and [`copy`]
@@ -32,6 +35,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, munmap};
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 
 /// The size of a huge page (x86-64 and the 4 KiB granule of arm64).
@@ -170,6 +175,15 @@ impl Memory {
         Self::memfd(name, len, huge_pages, Placement::Local)
     }
 
+    /// As [`Self::shared`] of ordinary pages, but only this mapping can ever write it: others may read, whatever they do with
+    /// the file.
+    ///
+    /// # Errors
+    /// As [`Self::shared`].
+    pub fn published(name: &str, len: usize) -> Result<Self, MapError> {
+        Self::memfd_of(name, len as u64, false, Placement::Local, SealFlag::F_SEAL_FUTURE_WRITE)
+    }
+
     /// As [`Self::shared`], with pages from all NUMA nodes in turn: for memory that reactors on several nodes use alike.
     ///
     /// # Errors
@@ -180,26 +194,36 @@ impl Memory {
 
     fn memfd(name: &str, len: usize, huge_pages: HugePages, placement: Placement) -> Result<Self, MapError> {
         if huge_pages == HugePages::IfAvailable
-            && let Ok(memory) = Self::memfd_of(name, len as u64, true, placement)
+            && let Ok(memory) = Self::memfd_of(name, len as u64, true, placement, SealFlag::empty())
         {
             return Ok(memory);
         }
-        Self::memfd_of(name, len as u64, false, placement)
+        Self::memfd_of(name, len as u64, false, placement, SealFlag::empty())
     }
 
-    fn memfd_of(name: &str, len: u64, huge_pages: bool, placement: Placement) -> Result<Self, MapError> {
+    fn memfd_of(
+        name: &str,
+        len: u64,
+        huge_pages: bool,
+        placement: Placement,
+        further_seals: SealFlag,
+    ) -> Result<Self, MapError> {
         let file_len = if huge_pages { len.next_multiple_of(HUGE_PAGE) } else { len };
         let mapped = mapped_len(file_len)?;
         let page_size = if huge_pages { MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB } else { MFdFlags::empty() };
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | page_size;
         let fd = memfd_create(name, flags).map_err(MapError::Os)?;
         ftruncate(&fd, i64::try_from(file_len).map_err(|_| MapError::Os(Errno::EFBIG))?).map_err(MapError::Os)?;
-        // SEAL as well, or whoever gets the file could forbid further writable mappings.
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(MapError::Os)?;
+        // Or whoever was given it for reading could open it again for writing (/proc/self/fd).
+        fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(MapError::Os)?;
         let start = map_file(&fd, mapped, true, MapFlags::empty())?;
+        // SEAL as well, or whoever gets the file could forbid further writable mappings. After our own mapping, which the
+        // further seals may forbid.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL | further_seals;
+        let sealed = fcntl(&fd, FcntlArg::F_ADD_SEALS(seals));
         let attributes = Attributes { fd: Some(fd), writable: true, huge_pages, locked: false };
         let mut mapping = Self::mapping(start, len, mapped, attributes);
+        sealed.map_err(MapError::Os)?;
         if placement == Placement::Interleave {
             // SAFETY: the range was just mapped.
             unsafe { numa::interleave(start, mapped.get()) }.map_err(MapError::Os)?;
@@ -223,19 +247,22 @@ impl Memory {
     /// # Errors
     /// [`MapError::NotSealed`], [`MapError::TooSmall`], [`MapError::Empty`], [`MapError::Os`].
     pub fn from_fd(fd: OwnedFd, len: u64, writable: bool) -> Result<Self, MapError> {
-        let mapped = mapped_len(len)?;
+        mapped_len(len)?;
         // EINVAL: a kind of file that has no seals. They must be looked at before the length, or it could still change.
         let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)
             .map_err(|e| if e == Errno::EINVAL { MapError::NotSealed } else { MapError::Os(e) })?;
         if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
             return Err(MapError::NotSealed);
         }
-        let held = u64::try_from(nix::sys::stat::fstat(&fd).map_err(MapError::Os)?.st_size).unwrap_or(0);
+        let held = u64::try_from(fstat(&fd).map_err(MapError::Os)?.st_size).unwrap_or(0);
         if held < len {
             return Err(MapError::TooSmall { held, needed: len });
         }
+        let huge_pages = fstatfs(&fd).map_err(MapError::Os)?.filesystem_type() == HUGETLBFS_MAGIC;
+        // Huge pages are mapped, and unmapped, as wholes.
+        let mapped = mapped_len(if huge_pages { len.next_multiple_of(HUGE_PAGE) } else { len })?;
         let start = map_file(&fd, mapped, writable, MapFlags::empty())?;
-        Ok(Self::new(start, len, mapped, Attributes { fd: Some(fd), writable, huge_pages: false, locked: false }))
+        Ok(Self::new(start, len, mapped, Attributes { fd: Some(fd), writable, huge_pages, locked: false }))
     }
 
     fn new(start: NonNull<u8>, len: u64, mapped: NonZeroUsize, attributes: Attributes) -> Self {

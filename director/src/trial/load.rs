@@ -156,7 +156,7 @@ fn run(array: &ArrayDir, inbox: Receiver<Order>, outbox: &mpsc::Sender<Report>) 
         command_timeout: Duration::from_secs(60),
         retry_delay: Duration::from_millis(20),
     };
-    let memory = Memory::shared("dyad-host", 16 << 20, HugePages::IfAvailable).map_err(|error| error.to_string())?;
+    let memory = Memory::shared("dyad-host", 16 << 20, HugePages::No).map_err(|error| error.to_string())?;
     let handle = reactor.handle();
     let volume = Initiator::new(&handle, provider, config, memory).map_err(|error| error.to_string())?;
     let blocks = usize::try_from(WORKERS * BLOCKS_PER_WORKER).expect("few");

@@ -40,11 +40,11 @@ pub(super) struct Station {
 impl Station {
     pub(super) fn new(path: &Path) -> Result<Self, BenchError> {
         let provider = ShmProvider::new(path, 1, ShmLimits::default())?;
-        let memory = |name, bytes: u32| {
-            Memory::shared(name, bytes as usize, HugePages::IfAvailable).map_err(crate::shm::ShmError::Memory)
+        let memory = |bytes: u32, huge_pages| {
+            Memory::shared("dyad-bench", bytes as usize, huge_pages).map_err(crate::shm::ShmError::Memory)
         };
-        let open = memory("dyad-bench", SPAN)?;
-        let buffers = memory("dyad-bench", BUFFER * (1 + u32::from(DEPTH)))?;
+        let open = memory(SPAN, HugePages::No)?;
+        let buffers = memory(BUFFER * (1 + u32::from(DEPTH)), HugePages::IfAvailable)?;
         let region = provider.register(&open, TAG, ACCESS)?;
         provider.register(&buffers, TAG, RemoteAccess::default())?;
         let (sends, receives) = (provider.create_cq(u32::from(DEPTH))?, provider.create_cq(u32::from(DEPTH))?);

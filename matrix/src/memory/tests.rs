@@ -2,6 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
+use nix::fcntl::{FallocateFlags, fallocate};
+
 use super::*;
 
 fn clone_fd(memory: &Memory) -> OwnedFd {
@@ -93,6 +95,62 @@ fn whoever_holds_the_file_cannot_change_its_length_or_its_seals() {
     assert_eq!(ftruncate(&fd, 0), Err(Errno::EPERM));
     assert_eq!(ftruncate(&fd, 8192), Err(Errno::EPERM));
     assert_eq!(fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_FUTURE_WRITE)), Err(Errno::EPERM));
+}
+
+#[test]
+fn a_file_is_its_owners_and_published_memory_is_written_by_nobody_else() {
+    let shared = Memory::shared("dyad-test", 4096, HugePages::No).unwrap();
+    let published = Memory::published("dyad-test", 4096).unwrap();
+    for memory in [&shared, &published] {
+        assert_eq!(fstat(memory.fd().unwrap()).unwrap().st_mode & 0o777, 0o600, "whoever may read cannot reopen it");
+    }
+    published.store_u64(8, 7).unwrap();
+    assert_eq!(Memory::from_fd(clone_fd(&published), 4096, false).unwrap().load_u64(8), Ok(7));
+    assert_eq!(Memory::from_fd(clone_fd(&published), 4096, true).unwrap_err(), MapError::Os(Errno::EPERM));
+    assert_eq!(nix::unistd::write(clone_fd(&published), &[1]), Err(Errno::EPERM));
+    assert_eq!(punch(&published), Err(Errno::EPERM));
+    published.store_u64(8, 9).unwrap();
+}
+
+fn punch(memory: &Memory) -> nix::Result<()> {
+    let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(memory.fd().unwrap(), how, 0, i64::try_from(memory.len()).unwrap())
+}
+
+#[test]
+fn a_hole_that_a_peer_punches_reads_as_zeros_and_can_be_written() {
+    let memory = Memory::shared("dyad-test", 8192, HugePages::No).unwrap();
+    memory.write(0, &[7; 8192]).unwrap();
+    punch(&memory).unwrap();
+    let mut bytes = [1; 8192];
+    memory.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 8192]);
+    memory.write(100, &[5]).unwrap();
+    assert_eq!(memory.load_u32(100), Ok(5));
+}
+
+/// Without huge pages (`vm.nr_hugepages`) all of it is about ordinary ones.
+#[test]
+fn huge_pages_are_used_where_there_are_some_and_told_by_their_file() {
+    let len = (HUGE_PAGE + 1).try_into().unwrap();
+    let memory = Memory::shared("dyad-test", len, HugePages::IfAvailable).unwrap();
+    assert!(!Memory::shared("dyad-test", 4096, HugePages::No).unwrap().huge_pages());
+    assert_eq!(memory.len(), HUGE_PAGE + 1);
+    memory.write(HUGE_PAGE, &[9]).unwrap();
+    let again = Memory::from_fd(clone_fd(&memory), HUGE_PAGE + 1, true).unwrap();
+    assert_eq!(again.huge_pages(), memory.huge_pages());
+    let start = format!("{:x}-", again.as_ptr().as_ptr().addr());
+    let mapped = || std::fs::read_to_string("/proc/self/maps").unwrap().lines().any(|line| line.starts_with(&start));
+    assert!(mapped());
+    drop(again);
+    assert!(!mapped(), "it was unmapped");
+    // More than there can be.
+    let free = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let free = free.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).and_then(|n| n.trim().parse().ok());
+    if free.unwrap_or(0) < 32_u64 {
+        let fallen_back = Memory::shared("dyad-test", 64 << 20, HugePages::IfAvailable).unwrap();
+        assert!(!fallen_back.huge_pages() && fallen_back.len() == 64 << 20);
+    }
 }
 
 proptest::proptest! {

@@ -38,6 +38,9 @@ impl Provider for ShmProvider {
         if access.any() && memory.fd().is_none() {
             return Err(ResourceError::State("private memory cannot be shared"));
         }
+        if access.any() && memory.huge_pages() {
+            return Err(ResourceError::State("peers could take huge pages back"));
+        }
         self.with(|state| {
             let handle = state.regions.register(Region { memory: memory.clone(), tag, access })?;
             state.status.open_region(handle);

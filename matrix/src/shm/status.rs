@@ -1,11 +1,12 @@
-//! Status files: who is asleep, and which regions and VIs are open (PROTOCOLS 3.5). The layout is in [`super::layout`].
+//! Status files: who is asleep, and which regions and VIs are open (PROTOCOLS 3.5). The layout is in [`super::layout`]. The
+//! kernel lets nobody but the owner write one ([`Memory::published`]): what it says to one peer no other can change.
 //!
 //! Each protocol here is two threads that store one word, make a full fence, and load the other's: at least one of them
 //! sees what the other stored. loom runs these lines (`loom_model`).
 
 use super::layout::{STATUS_ASLEEP, StatusShape, open_word};
 use super::ring::Shared;
-use crate::memory::{HugePages, MapError, Memory};
+use crate::memory::{MapError, Memory};
 use crate::provider::{DescriptorError, RegionHandle, ViId};
 
 /// Our own status, as its only writer.
@@ -19,7 +20,7 @@ pub(super) struct OwnStatus<M = Memory> {
 impl OwnStatus {
     pub(super) fn new(shape: StatusShape) -> Result<Self, MapError> {
         let bytes = usize::try_from(shape.bytes()).expect("a status is small");
-        Ok(Self { memory: Memory::shared("dyad-status", bytes, HugePages::No)?, shape, asleep: false })
+        Ok(Self { memory: Memory::published("dyad-status", bytes)?, shape, asleep: false })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Peers that lie, each in one way: what they say ends their own connection and nothing else; and what a peer gets to see.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -15,8 +15,8 @@ use super::{ShmError, ShmLimits, ShmProvider, attention, socket};
 use crate::memory::{HugePages, MapError, Memory};
 use crate::provider::{
     BrokenReason, Completion, CqId, Descriptor, DescriptorError, Discriminator, Event, NetAddress, PrivateData,
-    ProtectionTag, Provider, RefusedReason, RegionHandle, Reliability, RemoteAccess, RemoteAddress, SendOperation,
-    ViAttributes, ViId,
+    ProtectionTag, Provider, RefusedReason, RegionHandle, Reliability, RemoteAccess, RemoteAddress, ResourceError,
+    SendOperation, ViAttributes, ViId,
 };
 
 const TAG: ProtectionTag = ProtectionTag(1);
@@ -278,6 +278,22 @@ fn files_that_could_fault_are_refused() {
 }
 
 #[test]
+fn huge_pages_go_to_nobody_and_come_from_nobody() {
+    let mut server = Server::new();
+    let huge = Memory::shared("dyad-test", 2 << 20, HugePages::IfAvailable).unwrap();
+    if !huge.huge_pages() {
+        return; // this machine has none
+    }
+    assert!(matches!(server.provider.register(&huge, TAG, READ), Err(ResourceError::State(_))));
+    server.provider.register(&huge, TAG, RemoteAccess::default()).unwrap();
+    let (liar, vi, _) = Liar::connected(&mut server);
+    let region = RegionHandle { incarnation: 1, index: 0 };
+    liar.say(&Control::Export { region, len: 2 << 20, access: BOTH }.encode(), &[file(&huge)]);
+    assert_eq!(server.event(), Event::Broken { vi, why: BrokenReason::Protocol });
+    server.still_serves();
+}
+
+#[test]
 fn a_vi_outside_its_own_table_is_refused() {
     let mut server = Server::new();
     let (liar, mut offer) = Liar::new(&server);
@@ -406,6 +422,11 @@ fn a_peer_receives_nothing_that_is_not_its_own() {
     }
     server.provider.destroy_vi(vi).unwrap();
     assert!(matches!(liar.hear(&mut server), Some((Control::Bye { .. }, fds)) if fds.is_empty()), "and no more files");
+    // The status goes to all peers: nobody can make a writable mapping of it, whoever he is.
+    let mut anyhow = std::fs::OpenOptions::new();
+    let again =
+        anyhow.read(true).write(true).open(format!("/proc/self/fd/{}", files[0].as_raw_fd())).map(OwnedFd::from);
+    assert!(again.is_err() || Memory::from_fd(again.unwrap(), 4096, true).is_err());
     let mut texts = Vec::new();
     for (fd, writable) in files.into_iter().zip(writable) {
         let len = u64::try_from(nix::sys::stat::fstat(&fd).unwrap().st_size).unwrap();

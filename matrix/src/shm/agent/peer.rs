@@ -235,8 +235,8 @@ impl Peer {
                 Stage::Calling { vi, channel, geometry, doorbell },
                 Control::Accept { vi: peer_vi, shape, private_data },
             ) => {
-                let status = fds.next().map(|fd| Memory::from_fd(fd, shape.bytes(), false));
-                let (Some(Ok(peer_status)), true) = (status, shape.vi(peer_vi).is_some()) else {
+                let status = fds.next().and_then(|fd| map(fd, shape.bytes(), false));
+                let (Some(peer_status), true) = (status, shape.vi(peer_vi).is_some()) else {
                     return refused(vi, RefusedReason::Mismatch, agent);
                 };
                 let side = Side::Client;
@@ -251,9 +251,9 @@ impl Peer {
             }
             (Stage::Open { vi }, Control::Export { region, len, access }) => {
                 self.stage = Stage::Open { vi };
-                let memory = fds.next().map(|fd| Memory::from_fd(fd, len, access.write));
+                let memory = fds.next().and_then(|fd| map(fd, len, access.write));
                 match memory {
-                    Some(Ok(memory)) if self.mapped < self.mapped_max => {
+                    Some(memory) if self.mapped < self.mapped_max => {
                         self.mapped += 1;
                         if !self.deaf {
                             self.deadline = None;
@@ -299,9 +299,9 @@ impl Peer {
         let (Some(channel), Some(status), Some(doorbell)) = (fds.next(), fds.next(), fds.next()) else {
             return Fate::Over;
         };
-        let channel = Memory::from_fd(channel, geometry.channel_bytes(), true);
-        let peer_status = Memory::from_fd(status, peer_shape.bytes(), false);
-        let (Ok(channel), Ok(peer_status), Some(_)) = (channel, peer_status, peer_shape.vi(peer_vi)) else {
+        let channel = map(channel, geometry.channel_bytes(), true);
+        let peer_status = map(status, peer_shape.bytes(), false);
+        let (Some(channel), Some(peer_status), Some(_)) = (channel, peer_status, peer_shape.vi(peer_vi)) else {
             return self.refuse(RefusedReason::Mismatch, PrivateData::new());
         };
         let side = Side::Server;
@@ -390,6 +390,11 @@ impl Peer {
             Stage::Farewell => Fate::Stays,
         }
     }
+}
+
+/// Maps a file of the peer, unless an access to it could fault.
+fn map(fd: OwnedFd, len: u64, writable: bool) -> Option<Memory> {
+    Memory::from_fd(fd, len, writable).ok().filter(|memory| !memory.huge_pages())
 }
 
 fn refused(vi: ViId, why: RefusedReason, agent: &Around<'_>) -> Fate {
