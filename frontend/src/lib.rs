@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod subsystem;
+pub mod tcp;
 pub mod transfer;
 pub mod vi;
 
