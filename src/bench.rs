@@ -25,6 +25,8 @@ enum What {
     Matrix,
     /// The NVMe driver, the emulated controller, and the shelf over vfio-user
     Nvme,
+    /// Parity beside memcpy, commands per write, a group beside the sum of its devices, a rebuild beside hosts
+    Raid,
     /// Directors are killed, stopped and started again under load: how long until it goes on, and what was lost
     Takeover {
         /// How often each fault happens
@@ -52,6 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let (name, figures) = match &arguments.what {
         What::Matrix => ("matrix", measure("matrix", matrix)),
         What::Nvme => ("nvme", measure("nvme", nvme)),
+        What::Raid => ("raid", dyad_backend::bench::raid::run_raid(progress).map_err(|error| error.to_string())),
         What::Takeover { rounds } => ("takeover", takeover(*rounds)),
         What::Peer { name, directory } => {
             crate::end_with_parent();

@@ -6,6 +6,7 @@
 mod emulated;
 mod file;
 mod load;
+pub mod raid;
 mod remote;
 
 use std::path::Path;

@@ -24,7 +24,7 @@ const WARM_UP: u64 = 5_000;
 const COUNTED: u64 = 50_000;
 
 /// From now on this thread may only `pause`; any other system call ends the process with SIGSYS.
-fn forbid_system_calls() {
+pub(crate) fn forbid_system_calls() {
     let arch = std::env::consts::ARCH.try_into().unwrap();
     let allowed = [(libc::SYS_pause, Vec::new())].into_iter().collect();
     let filter = SeccompFilter::new(allowed, SeccompAction::KillProcess, SeccompAction::Allow, arch).unwrap();

@@ -7,6 +7,7 @@
 mod allocations;
 mod conformance;
 mod cost;
+mod group;
 mod interop;
 mod process;
 mod shelf;
