@@ -150,7 +150,8 @@ impl<G: Ground> Pool<G> {
         Self::begin(ground, log, table, slice_stripes).await
     }
 
-    /// Opens the pool of a group that this director is the home of. Changes that were cut short are there or not; [`Self::reconcile`] comes next.
+    /// Opens the pool of a group that this director is the home of. Changes that were cut short are there or not: [`Self::reconcile`] comes next. Then the
+    /// writes are admitted that the home before had acknowledged and not settled, and only then those of hosts: so all of them find space.
     ///
     /// # Errors
     /// [`OpenError`]: nothing changed.
@@ -264,26 +265,32 @@ impl<G: Ground> Pool<G> {
     /// # Errors
     /// Those of [`Self::locate`]; [`PoolError::NotAdmitted`]; [`PoolError::Group`]: some may have theirs; try again.
     pub async fn settle(&self, id: ShareId, positions: Range<u64>) -> Result<(), PoolError> {
+        let (mut from, last) = {
+            let table = self.0.table.borrow();
+            let share = serving(&table, id)?;
+            let last = positions.end.saturating_sub(1).max(positions.start);
+            let entry = |position| share.entry_of(position).ok_or(PoolError::OutOfRange(position));
+            (entry(positions.start)?.0, entry(last)?.0)
+        };
         loop {
             let waits = {
                 let table = self.0.table.borrow();
                 let share = serving(&table, id)?;
-                let last = positions.end.saturating_sub(1).max(positions.start);
-                let first = share.entry_of(positions.start).ok_or(PoolError::OutOfRange(positions.start))?.0;
-                let last = share.entry_of(last).ok_or(PoolError::OutOfRange(last))?.0;
                 let mut wanted = self.0.wanted.borrow_mut();
-                let mut waits = false;
-                for entry in first..=last {
+                let mut waits = 0;
+                for entry in from..=last {
                     match share.entry(entry) {
+                        Entry::Mapped(_) if waits == 0 => from = entry + 1,
                         Entry::Mapped(_) => {}
                         Entry::Empty => return Err(PoolError::NotAdmitted),
+                        Entry::Reserved if waits == RECORDS => break,
                         Entry::Reserved => {
                             wanted.push_back((id.at, u32::try_from(entry).expect("at most ENTRIES_MAX")));
-                            waits = true;
+                            waits += 1;
                         }
                     }
                 }
-                waits
+                waits > 0
             };
             if !waits {
                 return Ok(());

@@ -17,6 +17,9 @@ use crate::format::share::{self, Header, RECORDS, Record};
 use crate::format::{Block, FormatError, VERSION};
 use crate::raid::GroupError;
 
+/// How often a block is written while the failure of a member waits to be put on record: each time takes some seconds.
+const ATTEMPTS: u32 = 3;
+
 /// Why a share log is not believed.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
@@ -152,7 +155,7 @@ impl<G: Ground> Log<G> {
                 share::encode(block, self.facts.group, place, &header, of_block);
                 (left, place) = (rest, place + 1);
             }
-            let written = self.ground.write_share(place - count as u64, &buffer[..count]).await;
+            let written = self.write(place - count as u64, &buffer[..count]).await;
             self.buffer.replace(buffer);
             written?;
         }
@@ -175,11 +178,22 @@ impl<G: Ground> Log<G> {
         let place = self.number.get() % 2 * self.half + self.next.get();
         let mut buffer = self.buffer.take();
         share::encode(&mut buffer[0], self.facts.group, place, &header, records);
-        let written = self.ground.write_share(place, &buffer[..1]).await;
+        let written = self.write(place, &buffer[..1]).await;
         self.buffer.replace(buffer);
         written?;
         self.next.set(self.next.get() + 1);
         Ok(())
+    }
+
+    /// A member that fails must be on record before a write counts; writing the same again is no change.
+    async fn write(&self, place: u64, blocks: &[Block]) -> Result<(), GroupError> {
+        let mut written = self.ground.write_share(place, blocks).await;
+        for _ in 1..ATTEMPTS {
+            if written == Err(GroupError::Unrecorded) {
+                written = self.ground.write_share(place, blocks).await;
+            }
+        }
+        written
     }
 
     async fn fetch(&self, copy: usize, place: u64, count: u64) -> Result<bool, GroupError> {

@@ -11,4 +11,5 @@ mod group;
 mod interop;
 mod process;
 mod shelf;
+mod volumes;
 mod ways;

@@ -286,6 +286,36 @@ fn a_change_that_is_dropped_closes_the_pool() {
     drop(pool.clone());
 }
 
+/// What slices cost: one block of the share log for the first write of each, or of many together; nothing after that.
+#[test]
+fn a_slice_costs_one_append_and_many_that_wait_together_share_it() {
+    let mut array = Array::new(1, 64, 32, 2, 1);
+    let a = thin(&mut array, 1, 128);
+    let pool = only(&array).clone();
+    let appends = || pool.counters().appends;
+    let before = appends();
+    assert_eq!(array.write(a, 3, 1, 1), Outcome::Done);
+    assert_eq!(appends() - before, 1);
+    assert_eq!(array.write(a, 0, 40, 2), Outcome::Done);
+    assert_eq!(appends() - before, 1, "it is there");
+    let id = pool.share(a, Generation(1)).expect("a share");
+    for position in (8..48).step_by(4) {
+        assert_eq!(pool.admit(id, position), Ok(true));
+    }
+    array.grounds[0].0.slow.set(true);
+    let mut waiting: Vec<_> = (8..48).step_by(4).map(|p| Box::pin(pool.settle(id, p..p + 1))).collect();
+    let mut polls = 0;
+    while !waiting.is_empty() {
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        waiting.retain_mut(|one| std::future::Future::poll(one.as_mut(), &mut cx).is_pending());
+        polls += 1;
+        assert!(polls < 1000);
+    }
+    assert_eq!(appends() - before, 1 + 2, "the first one alone, those that came meanwhile together");
+    assert_eq!(array.deallocate(a, 0, 128 * 16), Outcome::Done);
+    assert_eq!(appends() - before, 1 + 2 + 1, "however many slices");
+}
+
 // The log.
 
 /// Pages of all copies, for comparing and for spoiling.
