@@ -421,8 +421,9 @@ impl Agent {
     fn with(&mut self, name: ConnectionName, action: impl FnOnce(&mut Peer, &peer::Around<'_>) -> peer::Fate) {
         let Self { peers, notices, status, shape, epoll, .. } = self;
         let Some(peer) = peers.get_mut(name) else { return };
-        let fate = action(peer, &peer::Around { name, notices, status, shape: *shape });
-        let fate = fate.and(peer.flush());
+        let around = peer::Around { name, notices, status, shape: *shape };
+        let fate = action(peer, &around);
+        let fate = if fate == peer::Fate::Stays { peer.flush(&around) } else { fate };
         match fate {
             peer::Fate::Stays => {
                 let write = if peer.outbox.is_empty() { EpollFlags::empty() } else { EpollFlags::EPOLLOUT };

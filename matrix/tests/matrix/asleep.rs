@@ -1,8 +1,10 @@
-//! Two reactors that sleep whenever they have nothing to do: no message is lost on one that falls asleep, and two that wait
-//! for each other do nothing at all.
+//! Reactors that sleep whenever they have nothing to do: no message is lost on one that falls asleep, and two processes that
+//! wait for each other do nothing at all.
 
 use std::future::poll_fn;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -12,13 +14,20 @@ use dyad_matrix::provider::{
     SendOperation, ViAttributes, ViId,
 };
 use dyad_matrix::shm::{ShmLimits, ShmProvider};
+use dyad_reactor::reactor::MAX_SPIN;
 use dyad_reactor::{BootClock, Clock, Limits, Options, Reactor};
+use nix::sys::resource::{UsageWho, getrusage};
 
 const SERVICE: Discriminator = Discriminator(1);
 const MESSAGES: u64 = 10_000;
 const DEPTH: u16 = 4;
-/// How long they are watched doing nothing.
-const NOTHING: Duration = Duration::from_millis(600);
+
+/// The environment of an idle process: where the sockets are, and whether it connects (else it listens).
+const DIRECTORY: &str = "DYAD_MATRIX_IDLE_DIRECTORY";
+const CONNECTS: &str = "DYAD_MATRIX_IDLE_CONNECTS";
+/// How long they are watched doing nothing, and the most wake-ups in that time: one per 100 ms.
+const NOTHING: Duration = Duration::from_secs(3);
+const WAKE_UPS: i64 = 30;
 
 #[derive(Clone)]
 struct Station {
@@ -81,7 +90,7 @@ fn reactor(path: &Path) -> (Reactor, Station) {
 }
 
 #[test]
-fn sleepers_lose_no_message_and_idle_costs_nothing() {
+fn sleepers_lose_no_message() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| -> PathBuf { directory.path().join(name) };
     let (server_path, client_path) = (path("server"), path("client"));
@@ -127,20 +136,135 @@ fn sleepers_lose_no_message_and_idle_costs_nothing() {
     });
     // A lost wake-up would end here.
     let (client_stopper, client_counters) = done.recv_timeout(Duration::from_secs(120)).expect("they are asleep");
-    let reactors = [server_counters, client_counters];
-    let before = reactors.each_ref().map(|counters| counters.values());
-    assert!(before.iter().any(|values| values.sleeps > 100), "they did sleep: {before:?}");
-    let start = BootClock.now();
-    while BootClock.now().since(start) < NOTHING {
-        std::thread::park_timeout(NOTHING);
-    }
-    let wakes = reactors.each_ref().map(|counters| counters.values().sleeps);
-    for (before, wakes) in before.iter().zip(wakes) {
-        // The end of the traffic may have been on its way.
-        assert!(wakes - before.sleeps <= 3, "{} wake-ups without work", wakes - before.sleeps);
+    for counters in [server_counters, client_counters] {
+        assert!(counters.values().sleeps > 100, "they did sleep: {:?}", counters.values());
     }
     client_stopper.stop();
     server_stopper.stop();
     client.join().unwrap();
     server.join().unwrap();
+}
+
+/// How often the threads of this process waited, and the processor time they used, so far.
+fn used() -> (i64, Duration) {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    let time = usage.user_time() + usage.system_time();
+    let micros = u64::try_from(time.tv_sec() * 1_000_000 + time.tv_usec()).unwrap();
+    (usage.voluntary_context_switches(), Duration::from_micros(micros))
+}
+
+/// One of two processes: connects, exchanges some messages, and then says at each line that it is given what it used so far.
+#[test]
+fn an_idle_process() {
+    let Ok(directory) = std::env::var(DIRECTORY) else { return };
+    let path = move |name: &str| Path::new(&directory).join(name);
+    let connects = std::env::var(CONNECTS).is_ok();
+    let address = NetAddress { host: path("server").to_str().unwrap().to_owned(), discriminator: SERVICE };
+    let (connected, is_connected) = mpsc::channel();
+    std::thread::spawn(move || {
+        let options = Options { limits: Limits { tasks: 1, timers: 1 }, max_spin: MAX_SPIN, core: None };
+        let mut reactor = Reactor::new(options).unwrap();
+        let station = Station::new(&path(if connects { "client" } else { "server" }));
+        reactor.add_source(station.provider.clone()).unwrap();
+        if !connects {
+            station.provider.listen(SERVICE).unwrap();
+            println!("listening");
+        }
+        reactor.handle().spawn("idle", async move {
+            station.receive();
+            if connects {
+                station.provider.connect(station.vi, &address, b"", Duration::from_secs(60)).unwrap();
+            } else {
+                let Event::Requested { request, .. } = station.event().await else { panic!("a request") };
+                station.provider.accept(request, station.vi, b"").unwrap();
+            }
+            assert!(matches!(station.event().await, Event::Established { .. }));
+            for _ in 0..100 {
+                if connects {
+                    station.send();
+                }
+                station.completion(station.receives).await;
+                station.receive();
+                if !connects {
+                    station.send();
+                }
+                station.completion(station.sends).await;
+            }
+            connected.send(()).unwrap();
+            station.event().await;
+        });
+        reactor.run().unwrap();
+    });
+    is_connected.recv().unwrap();
+    println!("connected");
+    for line in std::io::stdin().lines() {
+        line.unwrap();
+        let (waits, time) = used();
+        println!("used {waits} {}", time.as_micros());
+    }
+}
+
+struct Idle(Child, BufReader<std::process::ChildStdout>);
+
+impl Idle {
+    fn start(directory: &Path, connects: bool) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["asleep::an_idle_process", "--exact", "--nocapture", "--test-threads=1"]);
+        command.env(DIRECTORY, directory).stdin(Stdio::piped()).stdout(Stdio::piped());
+        if connects {
+            command.env(CONNECTS, "yes");
+        }
+        let mut process = command.spawn().unwrap();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        Self(process, output)
+    }
+
+    /// What follows `word` in the next line that has it.
+    fn hear(&mut self, word: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert!(self.1.read_line(&mut line).unwrap() > 0, "it ended without `{word}`");
+            if let Some((_, said)) = line.split_once(word) {
+                return said.trim().to_owned();
+            }
+        }
+    }
+
+    fn used(&mut self) -> (i64, u64) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "how much").unwrap();
+        let said = self.hear("used ");
+        let (waits, micros) = said.split_once(' ').unwrap();
+        (waits.parse().unwrap(), micros.parse().unwrap())
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn two_idle_processes_sleep() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = Idle::start(directory.path(), false);
+    server.hear("listening");
+    let client = Idle::start(directory.path(), true);
+    let mut both = [server, client];
+    both.iter_mut().for_each(|process| drop(process.hear("connected")));
+    // The first question warms up what answers it.
+    let _ = both.each_mut().map(Idle::used);
+    let before = both.each_mut().map(Idle::used);
+    let start = BootClock.now();
+    while BootClock.now().since(start) < NOTHING {
+        std::thread::park_timeout(NOTHING);
+    }
+    let after = both.each_mut().map(Idle::used);
+    for ((waits, time), (waits_before, time_before)) in after.into_iter().zip(before) {
+        let (waits, time) = (waits - waits_before, Duration::from_micros(time - time_before));
+        println!("{waits} wake-ups and {time:?} of processor time in {NOTHING:?}");
+        assert!(waits <= WAKE_UPS, "{waits} wake-ups without work");
+        assert!(time < NOTHING / 200, "{time:?} of processor time without work");
+    }
 }

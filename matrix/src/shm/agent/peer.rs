@@ -12,7 +12,7 @@
 //! | Calling (client) | accept | Open |
 //! | | refuse, garbage, hang-up, too late | over; refused |
 //! | Open | export, unexport, released | Open |
-//! | | bye, garbage, death, too long between hang-up and death | Ended |
+//! | | bye, garbage, death, too long between hang-up and death, reads nothing | Ended |
 //! | | close | Farewell |
 //! | Ended | close | over if the peer is quiet, else Farewell |
 //! | Farewell | bye, death | over; the peer is quiet |
@@ -94,12 +94,6 @@ pub(super) enum Fate {
     Over,
 }
 
-impl Fate {
-    pub(super) fn and(self, other: Self) -> Self {
-        if self == Self::Over { self } else { other }
-    }
-}
-
 impl Peer {
     pub(super) fn new(socket: OwnedFd, stage: Stage) -> Result<Self, Errno> {
         let process = socket::peer_process(&socket)?;
@@ -118,18 +112,26 @@ impl Peer {
         self.outbox.push_back((control.encode(), fds));
     }
 
-    /// Sends what is queued as far as the socket takes it. A peer that reads nothing for too long is hung up on.
-    pub(super) fn flush(&mut self) -> Fate {
+    /// Sends what is queued as far as the socket takes it. A peer that reads nothing while too much waits for it is hung up on.
+    pub(super) fn flush(&mut self, agent: &Around<'_>) -> Fate {
+        self.send_queued();
+        if self.outbox.len() <= OUTBOX {
+            return Fate::Stays;
+        }
+        self.outbox.clear();
+        self.ended(BrokenReason::Protocol, false, agent)
+    }
+
+    fn send_queued(&mut self) {
         while let Some((packet, fds)) = self.outbox.front() {
             let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             match socket::send_packet(&self.socket, packet, &borrowed) {
                 Ok(()) => drop(self.outbox.pop_front()),
-                Err(Errno::EAGAIN | Errno::EINTR | Errno::ETOOMANYREFS) if self.outbox.len() <= OUTBOX => break,
+                Err(Errno::EAGAIN | Errno::EINTR | Errno::ETOOMANYREFS) => break,
                 // Its end is closed: the socket, or the process, will say so.
                 Err(_) => self.outbox.clear(),
             }
         }
-        Fate::Stays
     }
 
     // What the reactor asks for.
@@ -151,7 +153,7 @@ impl Peer {
 
     pub(super) fn refuse(&mut self, why: RefusedReason, private_data: PrivateData) -> Fate {
         self.say(Control::Refuse { why, private_data }, Vec::new());
-        self.flush();
+        self.send_queued();
         Fate::Over
     }
 
@@ -196,7 +198,7 @@ impl Peer {
                 if socket::is_dead(&self.process) { self.died(agent) } else { Fate::Stays }
             }
             _ => {
-                self.flush();
+                self.send_queued();
                 Fate::Over
             }
         }
@@ -400,4 +402,33 @@ fn map(fd: OwnedFd, len: u64, writable: bool) -> Option<Memory> {
 fn refused(vi: ViId, why: RefusedReason, agent: &Around<'_>) -> Fate {
     agent.notices.tell(Notice::Refused { vi, why, private_data: PrivateData::new() });
     Fate::Over
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::sync_channel;
+
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_reads_nothing_is_hung_up_on_when_too_much_waits_for_it() {
+        let (ours, theirs) = socket::doorbell().unwrap();
+        let (sender, told) = sync_channel(4);
+        let notices = Notices { sender, told: Arc::default(), alarm: Arc::new(EventFd::new().unwrap()) };
+        let shape = StatusShape { regions: 1, vis: 1 };
+        let agent = Around { name: 7, notices: &notices, status: &theirs, shape };
+        let mut peer = Peer::new(ours, Stage::Open { vi: ViId(3) }).unwrap();
+        let region = RegionHandle { incarnation: 1, index: 0 };
+        let mut said = 0;
+        while told.try_recv().is_err() {
+            assert_eq!((peer.unexport(region), peer.flush(&agent)), (Fate::Stays, Fate::Stays));
+            said += 1;
+            assert!(said < 100 * OUTBOX, "what waits for it grows and grows");
+        }
+        assert!(said > OUTBOX && peer.outbox.is_empty());
+        assert!(matches!(peer.stage, Stage::Ended { quiet: false }), "it may still write to our memory");
+    }
 }
