@@ -2,8 +2,8 @@
 //!
 //! - **Reading**: [`Pool::pin`], [`Pool::locate`], the group's read, drop the pin.
 //! - **Writing**: [`Pool::admit`] before the host is told anything; before the data goes to the group [`Pool::settle`]; then as for reading.
-//! - **Changing** ([`Pool::ensure`], [`Pool::cut`], [`Pool::delete`], [`Pool::trim`], [`Pool::settle`]): one at a time; each is first durable in the log and then
-//!   true in the table. All of them can be repeated, and have to be after a crash: [`Pool::reconcile`] does that from the registry's descriptions.
+//! - **Changing** ([`Pool::ensure`], [`Pool::cut`], [`Pool::delete`], [`Pool::trim`], [`Pool::settle`]): one at a time; each is first durable in the log and
+//!   then true in the table. All of them can be repeated, and have to be after a crash: [`Pool::reconcile`] does that from the registry's descriptions.
 //! - **Slices that were let go** wait until nobody can be using them, are zeroed, and are free: [`Pool::serve`] does it ahead of need, [`Pool::settle`]
 //!   when there is none ahead.
 //!
@@ -278,9 +278,9 @@ impl<G: Ground> Pool<G> {
                 let share = serving(&table, id)?;
                 let mut wanted = self.0.wanted.borrow_mut();
                 let mut waits = 0;
+                from += (from..=last).take_while(|entry| matches!(share.entry(*entry), Entry::Mapped(_))).count();
                 for entry in from..=last {
                     match share.entry(entry) {
-                        Entry::Mapped(_) if waits == 0 => from = entry + 1,
                         Entry::Mapped(_) => {}
                         Entry::Empty => return Err(PoolError::NotAdmitted),
                         Entry::Reserved if waits == RECORDS => break,

@@ -1,5 +1,5 @@
-//! A group in memory: its share region in copies, its data one byte for each block: the first one of the caller's. It counts writes and can die at any of them, which
-//! is then done in part, copy by copy and block by block, and torn.
+//! A group in memory: its share region in copies, its data one byte for each block: the first one of the caller's. It counts writes and can die at any of
+//! them, which is then done in part, copy by copy and block by block, and torn.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
