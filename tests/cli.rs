@@ -68,6 +68,24 @@ fn devices_that_are_none_say_what_is_wrong_with_them() {
     }
 }
 
+#[test]
+fn pci_addresses_are_told_from_paths() {
+    // Nobody has a bus of that number in that domain.
+    let output = dyad(&["device", "probe", "fffe:ff:1f.7"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("fffe:ff:1f.7: no PCI device is there; `lspci"), "{}", stderr(&output));
+    for command in ["bind", "unbind"] {
+        let output = dyad(&["device", command, "fffe:ff:1f.7"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("no PCI device is there"), "{}", stderr(&output));
+        let output = dyad(&["device", command, "/dev/nvme0n1"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains("a PCI address is like 0000:01:00.0"), "{}", stderr(&output));
+        let help = dyad(&["device", command, "--help"]);
+        assert!(help.status.success() && stdout(&help).contains("Needs root"), "{}", stdout(&help));
+    }
+}
+
 /// Ends with the test.
 struct Shelf(std::process::Child);
 

@@ -20,7 +20,7 @@ use dyad_matrix::shm::{ShmError, ShmLimits, ShmProvider};
 use dyad_nvme::types::BlockCount;
 use dyad_reactor::executor::Limits;
 use dyad_reactor::reactor::{Options, ReactorError, max_spin_for};
-use dyad_reactor::{Reactor, Stopper};
+use dyad_reactor::{Reactor, Source, Stopper};
 
 use crate::layout::{ArrayDir, DEVICES};
 use crate::membership::{DirectorId, Incarnation, PairRecord, Timing};
@@ -163,6 +163,17 @@ impl StatusLine {
 /// # Errors
 /// [`ProcessError`].
 pub fn run_director(config: &ProcessConfig) -> Result<Ended, ProcessError> {
+    run_director_on(config, |name, reactor| attach(config, name, reactor))
+}
+
+/// The same on devices that are reached some other way: `attach` is asked for each by its name.
+///
+/// # Errors
+/// [`ProcessError`].
+pub fn run_director_on<D: Device + Source>(
+    config: &ProcessConfig,
+    attach: impl Fn(&str, &Reactor) -> Result<D, ProcessError>,
+) -> Result<Ended, ProcessError> {
     let incarnation = random_incarnation().map_err(ProcessError::Random)?;
     let devices_max = DEVICES.len();
     let limits = Limits { tasks: SERVICE_TASKS + usize::from(LANES + DESTAGERS) + devices_max + 1, timers: 1024 };
@@ -173,14 +184,14 @@ pub fn run_director(config: &ProcessConfig) -> Result<Ended, ProcessError> {
     let failed = block_on(reactor.executor(), || 0, failed_devices(&registry))?;
     let mut devices = Vec::new();
     for name in DEVICES {
-        match attach(config, name, &reactor) {
+        match attach(name, &reactor) {
             Ok(device) => devices.push(device),
             // As many as are on record as failed may be missing.
             Err(error) if devices.len() + failed.len() >= DEVICES.len() => eprintln!("warning: {error}"),
             Err(error) => return Err(error),
         }
     }
-    let pump = || devices.iter().map(Driver::poll).sum();
+    let pump = || devices.iter().map(|device: &D| device.clone().poll()).sum();
     block_on(reactor.executor(), pump, check_registry(&registry, &devices))?;
 
     let path = config.array.director(config.me);

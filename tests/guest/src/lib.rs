@@ -88,7 +88,8 @@ pub fn need_programs(needed: &[(&str, &str)]) -> Result<(), GuestError> {
 }
 
 /// Where a program is, if it can be started by name.
-fn find_program(name: &str) -> Option<PathBuf> {
+#[must_use]
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use dyad_guest::inside::{self, RUN};
-use dyad_guest::{Contents, Ended, Guest, GuestError, Kernel, kernel, need_programs};
+use dyad_guest::{Contents, Ended, Guest, GuestError, Kernel, find_program, kernel, need_programs};
 use dyad_reactor::{BootClock, Clock};
 
 use cases::{CASES, Case};
@@ -83,8 +83,19 @@ fn run_all(cases: &[&Case]) -> Result<bool, GuestError> {
 fn run(case: &Case, kernel: &Kernel) -> Result<Ended, GuestError> {
     let directory = tempfile::Builder::new().prefix("dyad-guest-").tempdir();
     let directory = directory.map_err(|source| GuestError::Io { path: std::env::temp_dir(), source })?;
-    let contents =
-        Contents { modules: case.modules.iter().map(|name| (*name).to_owned()).collect(), ..Contents::default() };
+    let mut programs = Vec::new();
+    for name in case.programs {
+        let beside =
+            std::env::current_exe().ok().map(|own| own.with_file_name(name)).filter(|program| program.exists());
+        let Some(program) = beside.or_else(|| find_program(name)) else {
+            return Err(GuestError::Missing(format!(
+                "{name} is neither on this machine nor built (`cargo build --bins`)"
+            )));
+        };
+        programs.push((program, format!("bin/{name}")));
+    }
+    let modules = case.modules.iter().map(|name| (*name).to_owned()).collect();
+    let contents = Contents { modules, programs, files: Vec::new() };
     let kernel_arguments = format!("{} {RUN}{}", case.kernel_arguments, case.name);
     let guest = Guest {
         name: case.name,

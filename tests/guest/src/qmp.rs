@@ -1,5 +1,6 @@
 //! QEMU's machine protocol (docs/interop/qmp-spec.rst): one JSON object per line, events in between.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -17,6 +18,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Qmp {
     input: BufReader<UnixStream>,
     output: UnixStream,
+    /// Names of events that nobody has waited for yet.
+    events: VecDeque<String>,
 }
 
 impl Qmp {
@@ -29,7 +32,7 @@ impl Qmp {
         let output = UnixStream::connect(path).map_err(failed)?;
         output.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(failed)?;
         let input = BufReader::new(output.try_clone().map_err(failed)?);
-        let mut qmp = Self { input, output };
+        let mut qmp = Self { input, output, events: VecDeque::new() };
         // It says who it is first.
         qmp.line()?;
         qmp.execute("qmp_capabilities", &json!({}))?;
@@ -45,6 +48,9 @@ impl Qmp {
         writeln!(self.output, "{question}").map_err(|error| GuestError::Qmp(error.to_string()))?;
         loop {
             let mut answer = self.line()?;
+            if let Some(event) = event(&answer) {
+                self.events.push_back(event);
+            }
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());
             }
@@ -54,9 +60,30 @@ impl Qmp {
         }
     }
 
+    /// Waits until something has happened; events before it are forgotten.
+    ///
+    /// # Errors
+    /// [`GuestError::Qmp`] if it does not happen in time.
+    pub fn wait_for(&mut self, name: &str) -> Result<(), GuestError> {
+        loop {
+            let seen = match self.events.pop_front() {
+                Some(seen) => Some(seen),
+                None => event(&self.line()?),
+            };
+            if seen.as_deref() == Some(name) {
+                return Ok(());
+            }
+        }
+    }
+
     fn line(&mut self) -> Result<Value, GuestError> {
         let mut line = String::new();
         self.input.read_line(&mut line).map_err(|error| GuestError::Qmp(error.to_string()))?;
         serde_json::from_str(&line).map_err(|error| GuestError::Qmp(error.to_string()))
     }
+}
+
+/// The name of an event.
+fn event(message: &Value) -> Option<String> {
+    Some(message.get("event")?.as_str()?.to_owned())
 }

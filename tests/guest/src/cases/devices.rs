@@ -1,22 +1,32 @@
 //! QEMU's NVMe controllers over VFIO: who may have them, and what every device must do.
 
+use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use dyad_backend::Device;
-use dyad_backend::driver::{Driver, block_on};
-use dyad_backend::vfio::{BindError, Machine, OpenError, PciAddress, VfioFunction, bind, unbind};
+use dyad_backend::device::Io;
+use dyad_backend::driver::{AttachError, Driver, block_on};
+use dyad_backend::pci::DmaError;
+use dyad_backend::vfio::{BindError, Machine, OpenError, VfioFunction, bind, unbind};
 use dyad_guest::GuestError;
 use dyad_matrix::Memory;
 use dyad_matrix::memory::HugePages;
-use dyad_reactor::{BootClock, Executor, Limits};
+use dyad_nvme::types::Lba;
+use dyad_reactor::{Limits, Options, Reactor};
+use nix::sys::resource::{Resource, setrlimit};
 
-use super::{Case, image, nothing, words};
-use crate::conformance::{self, Way};
+use super::vfio::{Vfio, address, bind_all, executor, given_back, open, pause};
+use super::{BLOCKS, Case, image, nothing, words};
+use crate::conformance;
 
 pub(super) const CASE: Case = Case {
     name: "devices",
-    what: "conformance over VFIO: plain, dual-ported, with protection information",
+    what: "conformance over VFIO: plain, dual-ported, with protection information; who may have a device",
     modules: &["nvme", "vfio-pci", "vfio_iommu_type1"],
+    programs: &["dyad"],
     memory_mib: 1024,
     kernel_arguments: "intel_iommu=on",
     qemu_arguments,
@@ -24,12 +34,15 @@ pub(super) const CASE: Case = Case {
     inside,
 };
 
+/// In a process of its own, without privileges: whatever it is asked, it says how opening and attaching end.
+pub(super) const UNPRIVILEGED: (&str, fn()) = ("unprivileged", unprivileged);
+
 const PLAIN: &str = "0000:00:04.0";
 const PORTS: [&str; 2] = ["0000:00:05.0", "0000:00:06.0"];
 const PROTECTED: &str = "0000:00:07.0";
 
-/// Blocks of 4 KiB, as Dyad wants them.
-const BLOCKS: &str = "logical_block_size=4096,physical_block_size=4096";
+/// A user and a group without privileges.
+const NOBODY: u32 = 65534;
 
 fn qemu_arguments(directory: &Path) -> Result<Vec<String>, GuestError> {
     let mut arguments: Vec<String> = words("-device intel-iommu,aw-bits=48").collect();
@@ -48,83 +61,130 @@ fn qemu_arguments(directory: &Path) -> Result<Vec<String>, GuestError> {
     Ok(arguments)
 }
 
-struct Vfio {
-    executor: Executor,
-    driver: Driver<VfioFunction>,
-}
-
-impl Vfio {
-    fn attach(address: &str, host: [u8; 16]) -> Self {
-        let executor = executor();
-        let function = open(address);
-        let driver = block_on(&executor, || 0, Driver::attach(function, &executor.handle(), host)).expect("attached");
-        Self { executor, driver }
-    }
-}
-
-impl Way for Vfio {
-    type Device = Driver<VfioFunction>;
-
-    fn device(&self) -> &Self::Device {
-        &self.driver
-    }
-
-    fn memory(&self, bytes: usize) -> Memory {
-        let memory = Memory::shared("guest", bytes, HugePages::No).expect("memory");
-        self.driver.map(&memory).expect("mapped");
-        memory
-    }
-
-    fn run<T>(&self, future: impl Future<Output = T>) -> T {
-        block_on(&self.executor, || self.driver.poll(), future)
-    }
-}
-
-fn executor() -> Executor {
-    Executor::new(Limits { tasks: 8, timers: 64 }, std::rc::Rc::new(BootClock))
-}
-
-fn address(text: &str) -> PciAddress {
-    text.parse().expect("an address")
-}
-
-/// Opens a function, as soon as whoever had it before has given it back.
-fn open(text: &str) -> VfioFunction {
-    loop {
-        match VfioFunction::open(address(text)) {
-            Ok(function) => return function,
-            Err(OpenError::InUse { .. }) => std::thread::yield_now(),
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
 fn inside() {
-    let machine = Machine::default();
-    let plain = address(PLAIN);
-    let error = VfioFunction::open(plain).unwrap_err();
-    println!("{error}");
-    assert!(matches!(&error, OpenError::OtherDriver { driver: Some(driver), .. } if driver == "nvme"), "{error:?}");
-    assert!(matches!(unbind(&machine, plain), Err(BindError::NotBound(_))));
-    for text in [PLAIN, PORTS[0], PORTS[1], PROTECTED] {
-        println!("{text}: {:?}", bind(&machine, address(text)).expect("bound"));
-    }
+    changing_hands();
+    bind_all(&[PLAIN, PORTS[0], PORTS[1], PROTECTED]);
+    permissions();
     let vfio = Vfio::attach(PLAIN, [1; 16]);
-    println!("plain: {:?}, {} bits", vfio.driver.info(), vfio.driver.function().address_width());
+    println!("plain: {:?}", vfio.driver.info());
+    assert_eq!(vfio.driver.function().address_width(), 48);
     conformance::blocks(&vfio);
-    println!("conformance of a plain namespace holds");
+    println!("a plain namespace conforms");
     drop(vfio);
+    sleeping();
     let [left, right] = PORTS.map(|port| Vfio::attach(port, [2; 16]));
+    println!("dual-ported: {:?}", left.driver.info());
     assert_eq!(left.driver.info(), right.driver.info());
-    println!("dual: {:?}", left.driver.info());
+    assert_ne!(left.driver.controller().controller, right.driver.controller().controller);
     conformance::blocks(&left);
     conformance::blocks(&right);
-    println!("conformance of both ports holds");
+    println!("both ports of a shared namespace conform");
     if left.driver.info().reservations {
         conformance::reservations(&left, &right, [[2; 16]; 2]);
     }
     let vfio = Vfio::attach(PROTECTED, [3; 16]);
     println!("protected: {:?}", vfio.driver.info());
     conformance::blocks(&vfio);
-    println!("conformance with protection information holds");
+    println!("a namespace with protection information conforms");
+}
+
+/// From the kernel's driver to VFIO and back, but never away from somebody who uses it.
+fn changing_hands() {
+    let machine = Machine::default();
+    let plain = address(PLAIN);
+    let error = VfioFunction::open(plain).unwrap_err();
+    assert!(matches!(&error, OpenError::OtherDriver { driver: Some(driver), .. } if driver == "nvme"), "{error}");
+    assert_eq!(unbind(&machine, plain), Err(BindError::NotBound(plain)));
+    let disk =
+        std::fs::read_dir(format!("/sys/bus/pci/devices/{PLAIN}/nvme/nvme0")).expect("the kernel's driver has it");
+    let mut names = disk.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let disk = names.find(|name| name.starts_with("nvme0")).expect("a namespace").replace("c0", "");
+    let exclusively =
+        std::fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(format!("/dev/{disk}")).unwrap();
+    let error = bind(&machine, plain).unwrap_err();
+    assert!(matches!(&error, BindError::InUse { device, .. } if *device == disk), "{error}");
+    drop(exclusively);
+    // The command does the rest.
+    assert!(dyad(&["device", "bind", PLAIN]).contains("nvme -> vfio-pci"));
+    let function = open(PLAIN);
+    assert!(matches!(VfioFunction::open(plain), Err(OpenError::InUse { .. })));
+    assert_eq!(unbind(&machine, plain), Err(BindError::Driven(plain)));
+    drop(function);
+    given_back(PLAIN);
+    let probed = dyad(&["device", "probe", "00:04.0"]);
+    assert!(probed.contains("serial           plain") && probed.contains("DMA addresses    48 bits"), "{probed}");
+    let measured = dyad(&["device", "bench", PLAIN, "--reads", "200"]);
+    assert!(measured.contains("4 KiB reads, 32 at a time"), "{measured}");
+    assert!(dyad(&["device", "unbind", PLAIN]).contains("vfio-pci -> nvme"));
+    // The kernel's driver brings it up in its own time.
+    while !Path::new("/dev").join(&disk).exists() {
+        pause();
+    }
+}
+
+/// What the command says; it ends well.
+fn dyad(arguments: &[&str]) -> String {
+    let output = Command::new("/bin/dyad").args(arguments).output().expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("dyad {}\n{text}{}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success());
+    text
+}
+
+/// Who may not, and who may but may lock no memory.
+fn permissions() {
+    let user = || Command::new("/init").args(["inside", UNPRIVILEGED.0]).uid(NOBODY).gid(NOBODY).output().unwrap();
+    let said = |output: &std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let denied = said(&user());
+    println!("{denied}");
+    assert!(denied.contains("no permission for /dev/vfio/"), "{denied}");
+    for entry in std::fs::read_dir("/dev/vfio").unwrap() {
+        chown(entry.unwrap().path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let limited = said(&user());
+    println!("{limited}");
+    assert!(limited.contains("raise it with LimitMEMLOCK="), "{limited}");
+}
+
+fn unprivileged() {
+    setrlimit(Resource::RLIMIT_MEMLOCK, 65536, 65536).unwrap();
+    let function = match VfioFunction::open(address(PLAIN)) {
+        Ok(function) => function,
+        Err(error) => return println!("{error}"),
+    };
+    let executor = executor();
+    let error = block_on(&executor, || 0, Driver::attach(function, &executor.handle(), [9; 16])).unwrap_err();
+    assert!(
+        matches!(error, AttachError::Dma(DmaError::LockLimit { needed, left: 65536 }) if needed > 65536),
+        "{error:?}"
+    );
+    println!("{error}");
+}
+
+/// A reactor sleeps while the device works, and vector 0 wakes it.
+fn sleeping() {
+    const COMMANDS: u64 = 50;
+    let limits = Limits { tasks: 4, timers: 64 };
+    let mut reactor = Reactor::new(Options { limits, max_spin: Duration::ZERO, core: None }).unwrap();
+    let handle = reactor.handle();
+    let driver = block_on(reactor.executor(), || 0, Driver::attach(open(PLAIN), &handle, [1; 16])).unwrap();
+    let memory = Memory::shared("guest", 4096, HugePages::No).unwrap();
+    driver.map(&memory).unwrap();
+    reactor.add_source(driver.clone()).unwrap();
+    let (stopper, counters) = (reactor.stopper(), reactor.counters());
+    let reader = driver.clone();
+    handle.spawn("reader", async move {
+        let segments = [memory.segment(0, 4096).unwrap()];
+        for lba in 0..COMMANDS {
+            reader.submit(Io::Read { lba: Lba(lba), segments: &segments }).unwrap().await.unwrap();
+        }
+        stopper.stop();
+    });
+    let start = handle.now();
+    reactor.run().unwrap();
+    // Without the interrupt the driver's watch would wake it, half a second later each time.
+    let took = handle.now().since(start);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    println!("{COMMANDS} reads, {} sleeps, {took:?}", counters.values().sleeps);
+    assert!(counters.values().sleeps > 0);
 }

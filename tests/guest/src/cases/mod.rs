@@ -2,6 +2,11 @@
 //! panic is a failure.
 
 mod devices;
+mod director;
+mod fenced;
+mod iommu;
+mod unplug;
+mod vfio;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,6 +18,8 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) what: &'static str,
     pub(crate) modules: &'static [&'static str],
+    /// Programs that were built beside this one, or of this machine; in the guest they are in `/bin`.
+    pub(crate) programs: &'static [&'static str],
     pub(crate) memory_mib: u32,
     pub(crate) kernel_arguments: &'static str,
     /// Makes what QEMU needs in a directory, and says how QEMU is told.
@@ -24,10 +31,13 @@ pub(crate) struct Case {
 }
 
 /// The table.
-pub(crate) const CASES: &[Case] = &[devices::CASE];
+pub(crate) const CASES: &[Case] = &[devices::CASE, iommu::NARROW, iommu::NONE, unplug::CASE, director::CASE];
 
-/// Programs of a case in a process of their own.
-const ROLES: &[(&str, fn())] = &[];
+/// What cases start in processes of their own.
+const ROLES: &[(&str, fn())] = &[devices::UNPRIVILEGED];
+
+/// Blocks of 4 KiB, as Dyad wants them.
+const BLOCKS: &str = "logical_block_size=4096,physical_block_size=4096";
 
 /// Runs the lower half of a case.
 pub(crate) fn run_inside(what: &str) -> ExitCode {
