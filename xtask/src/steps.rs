@@ -17,9 +17,9 @@ enum Work {
     Tidy,
     /// Cargo with these arguments and these additions to the environment.
     Cargo { arguments: &'static [&'static str], environment: &'static [(&'static str, &'static str)] },
-    /// The command as the step `build` left it. Not `cargo run`: for one package alone cargo picks other features of its
+    /// A program as the step `build` left it. Not `cargo run`: for one package alone cargo picks other features of its
     /// dependencies than for the whole workspace, and would build most of it again.
-    Dyad { arguments: &'static [&'static str] },
+    Program { name: &'static str, arguments: &'static [&'static str] },
 }
 
 struct Step {
@@ -55,6 +55,10 @@ const fn cargo(name: &'static str, arguments: &'static [&'static str]) -> Step {
     Step::new(name, Work::Cargo { arguments, environment: &[] })
 }
 
+const fn dyad(arguments: &'static [&'static str]) -> Work {
+    Work::Program { name: "dyad", arguments }
+}
+
 const STEPS: &[Step] = &[
     Step::new("tidy", Work::Tidy),
     cargo("fmt", &["fmt", "--all", "--check"]),
@@ -73,12 +77,14 @@ const STEPS: &[Step] = &[
         },
     ),
     // Other seeds than the tests', and always the same: what lands must not hang on luck.
-    Step::new("sim", Work::Dyad { arguments: &["sim", "--seed", "1000", "--seeds", "100"] }),
+    Step::new("sim", dyad(&["sim", "--seed", "1000", "--seeds", "100"])),
     // Seeds that nobody has run before, for a fixed time. One that fails shows what was wrong before, or has just become so: its
     // story and the command that repeats it are printed, and it becomes a named test. What lands is decided above.
-    Step::new("fresh", Work::Dyad { arguments: &["sim", "--seconds", "60", "--directors", "4"] }).does_not_decide(),
-    Step::new("demo", Work::Dyad { arguments: &["demo"] }),
-    Step::new("takeover", Work::Dyad { arguments: &["bench", "takeover", "--rounds", "1"] }),
+    Step::new("fresh", dyad(&["sim", "--seconds", "60", "--directors", "4"])).does_not_decide(),
+    Step::new("demo", dyad(&["demo"])),
+    Step::new("takeover", dyad(&["bench", "takeover", "--rounds", "1"])),
+    // Real kernels and QEMU's devices judge, in virtual machines.
+    Step::new("guest", Work::Program { name: "dyad-guest", arguments: &[] }).needs(&[tools::QEMU]),
     // Last, because every crate is built once more, with rules that can be broken.
     cargo(
         "mutations",
@@ -97,37 +103,53 @@ impl fmt::Display for Work {
                 }
                 write!(f, "cargo {}", arguments.join(" "))
             }
-            Work::Dyad { arguments } => write!(f, "cargo run --profile ci -- {}", arguments.join(" ")),
+            Work::Program { name, arguments } => {
+                write!(f, "cargo run --profile ci --bin {name} -- {}", arguments.join(" "))
+            }
         }
     }
 }
 
 impl Work {
-    /// Whether it held. What it prints goes straight to the terminal.
-    fn run(&self, root: &Path) -> bool {
+    /// What it prints goes straight to the terminal.
+    fn run(&self, root: &Path) -> Verdict {
         let mut command = match self {
-            Work::Tidy => return tidy::check(root),
+            Work::Tidy => return if tidy::check(root) { Verdict::Held } else { Verdict::Broken },
             Work::Cargo { arguments, environment } => {
                 // The cargo that runs us, so that `cargo +toolchain xtask test` means that toolchain throughout.
                 let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
                 command.args(*arguments).envs(environment.iter().copied());
                 command
             }
-            Work::Dyad { arguments } => {
-                let mut command = Command::new(target_directory().join("ci").join("dyad"));
+            Work::Program { name, arguments } => {
+                let mut command = Command::new(target_directory().join("ci").join(name));
                 command.args(*arguments);
                 command
             }
         };
         match command.current_dir(root).stdin(Stdio::null()).status() {
-            Ok(status) => status.success(),
+            Ok(status) if status.success() => Verdict::Held,
+            Ok(status) if status.code() == Some(EXIT_SKIPPED) => Verdict::NotJudged,
+            Ok(_) => Verdict::Broken,
             Err(error) => {
                 println!("cannot start {}: {error}", command.get_program().display());
-                false
+                Verdict::Broken
             }
         }
     }
 }
+
+/// What came of a step's work.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Verdict {
+    Held,
+    Broken,
+    /// It ended with [`EXIT_SKIPPED`].
+    NotJudged,
+}
+
+/// A program found that this machine lacks what it needs, and has said what (automake's convention for tests).
+const EXIT_SKIPPED: i32 = 77;
 
 /// Where cargo builds, however it was told: this program lies there, in its profile's directory.
 fn target_directory() -> PathBuf {
@@ -147,6 +169,8 @@ enum Outcome {
     Skipped,
     /// This machine has not what it takes.
     Missing(Tool),
+    /// The same, and the step itself has said what.
+    NotJudged,
 }
 
 /// Runs every step; false if one failed.
@@ -160,14 +184,16 @@ pub(crate) fn run_all(root: &Path) -> bool {
             return Outcome::Missing(*tool);
         }
         let without = step.uses.iter().find(|tool| !tool.available());
-        let (held, taken) = timed(|| step.work.run(root));
-        println!("<== {} {} in {:.1} s", step.name, if held { "passed" } else { "FAILED" }, taken.as_secs_f64());
-        match without {
-            _ if !held && !step.decides => Outcome::Told(taken),
-            _ if !held => Outcome::Failed(taken),
-            None => Outcome::Passed(taken),
-            Some(tool) => Outcome::PassedWithout(taken, *tool),
-        }
+        let (verdict, taken) = timed(|| step.work.run(root));
+        let (said, outcome) = match (verdict, without) {
+            (Verdict::Broken, _) if !step.decides => ("FAILED", Outcome::Told(taken)),
+            (Verdict::Broken, _) => ("FAILED", Outcome::Failed(taken)),
+            (Verdict::NotJudged, _) => ("SKIPPED", Outcome::NotJudged),
+            (Verdict::Held, None) => ("passed", Outcome::Passed(taken)),
+            (Verdict::Held, Some(tool)) => ("passed", Outcome::PassedWithout(taken, *tool)),
+        };
+        println!("<== {} {said} in {:.1} s", step.name, taken.as_secs_f64());
+        outcome
     });
     println!("\n{}", summary(STEPS, &outcomes));
     !outcomes.iter().any(|o| matches!(o, Outcome::Failed(_)))
@@ -201,6 +227,10 @@ fn summary(steps: &[Step], outcomes: &[Outcome]) -> String {
             Outcome::Missing(tool) => {
                 skipped += 1;
                 format!("{name:<9} SKIPPED, because {} is missing: {}\n", tool.program, tool.advice())
+            }
+            Outcome::NotJudged => {
+                skipped += 1;
+                format!("{name:<9} SKIPPED, because this machine lacks what it named above\n")
             }
             Outcome::Failed(taken) => {
                 failed += 1;
