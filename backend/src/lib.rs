@@ -11,6 +11,7 @@ pub mod format;
 pub mod parity;
 pub mod pci;
 pub mod pool;
+pub mod qtest;
 pub mod raid;
 #[cfg(test)]
 mod testing;

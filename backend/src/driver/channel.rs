@@ -411,6 +411,12 @@ fn passes(event: u32, old: u16, new: u16) -> bool {
 
 #[cfg(test)]
 impl Channel {
+    /// Looks for completions where there are none.
+    pub(super) fn lose_sight(&mut self) {
+        self.phase ^= true;
+        self.head = (self.head + 20) % self.layout.entries;
+    }
+
     /// Writes a completion as a device would, `ahead` of the next place.
     pub(super) fn forge(&self, ahead: u16, entry: CompletionEntry) {
         let place = u64::from((self.head + ahead) % self.layout.entries);

@@ -337,15 +337,35 @@ impl<F: PciFunction> Shared<F> {
     #[inline]
     fn submit(&self, io: Io<'_>) -> Result<Pending<Answer>, SubmitError> {
         let mut core = self.core.borrow_mut();
-        let core = &mut *core;
         let (entry, segments) = command(&core.info, io)?;
-        if core.state == State::Failed {
-            return Err(SubmitError::Gone);
-        }
         let entry = match core.protection {
             Protection::Controller { reference } => protected(entry, io, reference),
             Protection::None => entry,
         };
+        self.start(&mut core, entry, segments)
+    }
+
+    /// As a read, but the device looks whether the memory holds the same already. It has no place for protection information.
+    fn compare(&self, lba: Lba, segments: &[Segment]) -> Result<Pending<Answer>, SubmitError> {
+        let mut core = self.core.borrow_mut();
+        let (read, segments) = command(&core.info, Io::Read { lba, segments })?;
+        if core.protection != Protection::None {
+            return Err(SubmitError::Invalid);
+        }
+        let entry = SubmissionEntry::compare(core.info.namespace, lba, read.block_count());
+        self.start(&mut core, entry, segments)
+    }
+
+    #[inline]
+    fn start(
+        &self,
+        core: &mut Core,
+        entry: SubmissionEntry,
+        segments: &[Segment],
+    ) -> Result<Pending<Answer>, SubmitError> {
+        if core.state == State::Failed {
+            return Err(SubmitError::Gone);
+        }
         let pending = core.io.submit(entry, segments, &core.mappings, core.sgl, core.tick)?;
         if !core.ticking {
             core.ticking = true;

@@ -5,16 +5,17 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use dyad_matrix::Segment;
 use dyad_nvme::log::{self, ErrorEntry, SmartLog};
 use dyad_nvme::reservation::{
     AcquireAction, AcquireData, RegisterAction, RegisterData, ReleaseAction, ReportHeader, ReportRegistrant,
 };
-use dyad_nvme::types::{CommandId, NamespaceId};
-use dyad_nvme::{CompletionEntry, SubmissionEntry};
+use dyad_nvme::types::{BlockCount, CommandId, Lba, NamespaceId};
+use dyad_nvme::{CompletionEntry, Status, SubmissionEntry};
 use dyad_reactor::Time;
 
 use super::channel::{Channel, Ended};
-use super::{AttachError, Core, Driver, Shared, State, error_of};
+use super::{AttachError, Core, Driver, Shared, State, error_of, outcome};
 use crate::device::{
     DeviceError, Registrant, ReservationKey, ReservationOp, ReservationReport, ReservationType, SubmitError,
 };
@@ -168,8 +169,43 @@ const fn type_bits(rtype: ReservationType) -> u8 {
     }
 }
 
-/// Health and housekeeping.
+/// Health, housekeeping, and commands that the array does not need.
 impl<F: PciFunction> Driver<F> {
+    /// Gives blocks up (Dataset Management, NVM 3.2.3): the device may forget them, and they read as zeros or as before. Up to 256 ranges.
+    ///
+    /// # Errors
+    /// [`DeviceError::Rejected`] if the device has no such command, or the ranges are none or too many.
+    pub async fn deallocate(&self, ranges: &[(Lba, BlockCount)]) -> Result<(), DeviceError> {
+        let count = u32::try_from(ranges.len()).ok().filter(|count| (1..=256).contains(count));
+        let count = count.ok_or(DeviceError::Rejected)?;
+        let mut data = Vec::with_capacity(ranges.len() * 16);
+        for (lba, blocks) in ranges {
+            let blocks = u32::try_from(blocks.0).map_err(|_| DeviceError::Rejected)?;
+            // Attributes, which are hints; how many blocks; from where on.
+            data.extend_from_slice(&[0; 4]);
+            data.extend_from_slice(&blocks.to_le_bytes());
+            data.extend_from_slice(&lba.0.to_le_bytes());
+        }
+        let namespace = self.shared.core.borrow().info.namespace;
+        self.shared.io(SubmissionEntry::deallocate(namespace, count), &data, &mut []).await
+    }
+
+    /// Whether the blocks hold what memory holds (Compare, NVM 3.2.1).
+    ///
+    /// # Errors
+    /// What the device says: [`DeviceError::Rejected`] if it has no such command, or memory and blocks do not fit.
+    pub async fn compare(&self, lba: Lba, segments: &[Segment]) -> Result<bool, DeviceError> {
+        let answer = self.shared.compare(lba, segments).map_err(|error| match error {
+            SubmitError::Full => DeviceError::Aborted,
+            SubmitError::Invalid => DeviceError::Rejected,
+            SubmitError::Gone => DeviceError::Gone,
+        })?;
+        match answer.await {
+            Ok(entry) if entry.status().code() == Status::COMPARE_FAILURE => Ok(false),
+            other => outcome(other).map(|()| true),
+        }
+    }
+
     /// SMART / Health Information.
     ///
     /// # Errors

@@ -224,6 +224,55 @@ fn zeroes_and_refusals() {
 }
 
 #[test]
+fn blocks_are_compared_and_given_up() {
+    let rig = rig();
+    let a = rig.attach(0, A);
+    let memory = mapped(&a, 4);
+    write(&rig, &a, &memory, 7, 9, false).unwrap();
+    assert_eq!(rig.run(a.compare(Lba(7), &[segment(&memory, 0, 1)])), Ok(true));
+    fill(&memory, 1, 8);
+    assert_eq!(rig.run(a.compare(Lba(7), &[segment(&memory, 1, 1)])), Ok(false));
+    assert_eq!(rig.run(a.compare(Lba(4096), &[segment(&memory, 1, 1)])), Err(DeviceError::Rejected));
+    rig.run(a.deallocate(&[(Lba(0), BlockCount(2)), (Lba(7), BlockCount(1))])).unwrap();
+    assert_eq!(read(&rig, &a, &memory, 7), Ok(0));
+    assert_eq!(rig.run(a.deallocate(&[(Lba(4096), BlockCount(1))])), Err(DeviceError::Rejected));
+    assert_eq!(rig.run(a.deallocate(&[])), Err(DeviceError::Rejected));
+    assert_eq!(rig.run(a.deallocate(&[(Lba(0), BlockCount(1)); 256])), Ok(()));
+    assert_eq!(rig.run(a.deallocate(&[(Lba(0), BlockCount(1)); 257])), Err(DeviceError::Rejected));
+}
+
+#[test]
+fn a_controller_that_refuses_events_is_not_asked_again_and_again() {
+    let rig = rig();
+    let a = rig.attach(0, A);
+    let memory = mapped(&a, 2);
+    let (asked, refused) = {
+        let core = a.shared.core.borrow();
+        let Listening::Asked(asked) = core.listening else { panic!("it listens") };
+        (asked, dyad_nvme::CompletionEntry::new(0, asked, Status::ASYNC_EVENT_LIMIT_EXCEEDED))
+    };
+    a.shared.core.borrow().admin.forge(0, refused);
+    rig.pass(Duration::from_secs(5));
+    assert_eq!(a.shared.core.borrow().listening, Listening::Refused, "command {asked:?} was the last");
+    assert_eq!(write(&rig, &a, &memory, 1, 1, false), Ok(()));
+    assert_eq!(a.resets(), 0);
+}
+
+#[test]
+fn an_admin_command_without_an_answer_leads_to_a_reset() {
+    let rig = rig();
+    let a = rig.attach(0, A);
+    let memory = mapped(&a, 2);
+    // The completion is at a place where nobody looks.
+    a.shared.core.borrow_mut().admin.lose_sight();
+    assert_eq!(rig.run(a.smart_log()).unwrap_err(), AttachError::Silent(0x02));
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(a.resets(), 1);
+    assert_eq!(write(&rig, &a, &memory, 1, 1, false), Ok(()));
+    assert!(rig.run(a.smart_log()).is_ok());
+}
+
+#[test]
 fn a_full_queue_says_so_and_dropped_futures_leave_their_commands_running() {
     let rig = rig();
     let a = rig.attach(0, A);

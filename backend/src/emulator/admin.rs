@@ -272,13 +272,19 @@ fn set_features(
     if entry.dword(10) & 1 << 31 != 0 {
         return Err(Status::FEATURE_NOT_SAVEABLE);
     }
+    let cached = around.namespaces.iter().any(Namespace::volatile_cache);
     let features = &mut controller.features;
     match id {
         feature::ARBITRATION => features.arbitration = value,
         feature::POWER_MANAGEMENT if value & 0x1f == 0 => features.power_management = value,
-        feature::TEMPERATURE_THRESHOLD => features.temperature_threshold = value & 0xffff,
+        feature::TEMPERATURE_THRESHOLD => features.temperature_thresholds[threshold(value)?] = value & 0xffff,
         feature::ERROR_RECOVERY => features.error_recovery = value & 0xffff,
-        feature::VOLATILE_WRITE_CACHE => features.write_cache = value & 1,
+        feature::VOLATILE_WRITE_CACHE if cached => {
+            features.write_cache = value & 1;
+            if value & 1 == 0 {
+                around.namespaces.iter_mut().try_for_each(Namespace::flush)?;
+            }
+        }
         feature::NUMBER_OF_QUEUES => {
             if value & 0xffff == 0xffff || value >> 16 == 0xffff {
                 return Err(Status::INVALID_FIELD);
@@ -324,6 +330,16 @@ fn set_features(
     Ok(0)
 }
 
+/// Which threshold dword 11 of Temperature Threshold means (Base 5.27.1.3): THSEL (21:20) over or under, TMPSEL (19:16) of which only
+/// zero, the composite temperature, is there.
+fn threshold(value: u32) -> Result<usize, Status> {
+    match value >> 16 & 0x3f {
+        0 => Ok(0),
+        0x10 => Ok(1),
+        _ => Err(Status::INVALID_FIELD.with_do_not_retry()),
+    }
+}
+
 fn selected<'a>(
     around: &'a mut Surroundings<'_>,
     id: NamespaceId,
@@ -350,6 +366,7 @@ fn get_features(
     let [id, select, ..] = entry.dword(10).to_le_bytes();
     let select = Select::from_bits(select & 7).ok_or(Status::INVALID_FIELD)?;
     let default = Features::new();
+    let cached = around.namespaces.iter().any(Namespace::volatile_cache);
     let (features, config) = match select {
         Select::Current => (controller.features, controller.events.config),
         Select::Default | Select::Saved | Select::Capabilities => (default, 0),
@@ -357,9 +374,9 @@ fn get_features(
     let value = match id {
         feature::ARBITRATION => features.arbitration,
         feature::POWER_MANAGEMENT => features.power_management,
-        feature::TEMPERATURE_THRESHOLD => features.temperature_threshold,
+        feature::TEMPERATURE_THRESHOLD => features.temperature_thresholds[threshold(entry.dword(11))?],
         feature::ERROR_RECOVERY => features.error_recovery,
-        feature::VOLATILE_WRITE_CACHE => features.write_cache,
+        feature::VOLATILE_WRITE_CACHE if cached => features.write_cache,
         feature::NUMBER_OF_QUEUES => queue_counts(controller),
         feature::INTERRUPT_COALESCING => features.interrupt_coalescing,
         feature::INTERRUPT_VECTOR => entry.dword(11) & 0xffff,

@@ -66,7 +66,8 @@ struct Shadow {
 pub(super) struct Features {
     pub(super) arbitration: u32,
     pub(super) power_management: u32,
-    pub(super) temperature_threshold: u32,
+    /// Composite temperature above, and below, which to warn.
+    pub(super) temperature_thresholds: [u32; 2],
     pub(super) error_recovery: u32,
     pub(super) write_cache: u32,
     pub(super) interrupt_coalescing: u32,
@@ -82,7 +83,7 @@ impl Features {
         Self {
             arbitration: 0,
             power_management: 0,
-            temperature_threshold: 343,
+            temperature_thresholds: [343, 0],
             error_recovery: 0,
             write_cache: 1,
             interrupt_coalescing: 0,

@@ -34,6 +34,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dyad_matrix::Memory;
+use dyad_nvme::command::rw;
 use dyad_nvme::feature::AsyncEvent;
 use dyad_nvme::log::ReservationNotification;
 use dyad_nvme::opcode::{admin as admin_opcode, nvm};
@@ -125,6 +126,15 @@ impl std::fmt::Debug for Subsystem {
             .field("states", &self.controllers.iter().map(|c| c.state).collect::<Vec<_>>())
             .field("waiting", &self.waiting.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// The host has switched the volatile write cache off (Base 5.27.1.5): whatever changes blocks is as if it had FUA.
+#[cold]
+fn written_through(entry: SubmissionEntry) -> SubmissionEntry {
+    match entry.opcode() {
+        nvm::WRITE | nvm::WRITE_ZEROES => entry.with_dword(12, entry.dword(12) | rw::FORCE_UNIT_ACCESS),
+        _ => entry,
     }
 }
 
@@ -410,8 +420,9 @@ impl Subsystem {
     /// A command was fetched: check it, then execute it now or later.
     #[inline]
     fn start(&mut self, port: usize, queue: QueueId, entry: SubmissionEntry, now: Time) {
-        let host = self.controllers[port].host();
-        let fetched = Fetched { port, host, queue, entry };
+        let controller = &self.controllers[port];
+        let entry = if controller.features.write_cache == 0 { written_through(entry) } else { entry };
+        let fetched = Fetched { port, host: controller.host(), queue, entry };
         if let Err(status) = self.check(&fetched) {
             return self.finish(&fetched, Err(status));
         }

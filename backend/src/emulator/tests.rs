@@ -261,6 +261,24 @@ fn blocks_compare_verify_and_deallocate() {
 }
 
 #[test]
+fn a_write_cache_that_is_switched_off_loses_nothing() {
+    for (wce, kept) in [(1, false), (0, true)] {
+        let mut host = Host::new();
+        host.io_queues();
+        let cache = SubmissionEntry::set_features(feature::VOLATILE_WRITE_CACHE, NamespaceId::NONE, wce);
+        assert_eq!(host.admin(cache), Ok(0));
+        host.memory.write(DATA, &[5; 4096]).unwrap();
+        for lba in 0..8 {
+            let write = SubmissionEntry::write(NS, Lba(lba), BlockCount(1), false).with_prp(BASE + DATA, 0);
+            assert_eq!(host.io(write), Ok(0));
+        }
+        host.subsystem.power_loss();
+        let there = (0..8).filter(|lba| host.subsystem.peek(NS, Lba(*lba)).unwrap()[0] == 5).count();
+        assert_eq!(there == 8, kept, "{there} of 8");
+    }
+}
+
+#[test]
 fn a_bad_list_tears_no_block() {
     let mut host = Host::new();
     host.io_queues();

@@ -10,6 +10,7 @@ mod cost;
 mod group;
 mod interop;
 mod process;
+mod qtest;
 mod shelf;
 mod volumes;
 mod ways;
