@@ -1,5 +1,6 @@
 //! Floor 4, the director's side: what an NVMe-oF host may ask for, and the transports that carry it.
 
+pub mod bench;
 pub mod command;
 pub mod subsystem;
 pub mod tcp;

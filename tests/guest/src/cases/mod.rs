@@ -5,6 +5,7 @@ mod devices;
 mod director;
 mod fenced;
 mod iommu;
+mod tcp;
 mod unplug;
 mod vfio;
 
@@ -31,7 +32,7 @@ pub(crate) struct Case {
 }
 
 /// The table.
-pub(crate) const CASES: &[Case] = &[devices::CASE, iommu::NARROW, iommu::NONE, unplug::CASE, director::CASE];
+pub(crate) const CASES: &[Case] = &[devices::CASE, iommu::NARROW, iommu::NONE, unplug::CASE, director::CASE, tcp::CASE];
 
 /// What cases start in processes of their own.
 const ROLES: &[(&str, fn())] = &[devices::UNPRIVILEGED];
