@@ -48,6 +48,8 @@ pub enum Mutation {
     DecideWithoutWaiting,
     /// PROTOCOLS 4.3, 5.2: the winner serves without fencing the devices.
     TakeOverWithoutFencing,
+    /// PROTOCOLS 4.3: the winner makes legs equal before it fences the devices.
+    WriteBeforeFencing,
     /// PROTOCOLS 5.2: the winner fences one device and leaves out the others.
     FenceOneDevice,
     /// PROTOCOLS 5.4: a device that missed writes is left out of its group without being put on record.
@@ -64,6 +66,8 @@ pub enum Mutation {
     JoinWithoutQuiescing,
     /// PROTOCOLS 6.2: a flush is answered before everything is on media.
     FlushBeforeDestage,
+    /// PROTOCOLS 6.2: a write with FUA is answered before it is on media.
+    FuaIsIgnored,
     /// PROTOCOLS 7.3, 3.4: blocks are called clean, and released, before media has them.
     CleanBeforeDurable,
     /// PROTOCOLS 6.1, 7.3: blocks are called clean that a device has in its volatile cache.
@@ -102,7 +106,7 @@ impl Mutation {
     ];
 
     /// All others: the simulator must find them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::FreshLeavesBoth,
         Self::FetchOverAcknowledged,
         Self::AcknowledgeBeforeAnswer,
@@ -117,6 +121,7 @@ impl Mutation {
         Self::LeaseFromReceipt,
         Self::DecideWithoutWaiting,
         Self::TakeOverWithoutFencing,
+        Self::WriteBeforeFencing,
         Self::FenceOneDevice,
         Self::GoOnUnrecorded,
         Self::TakeOverWithoutAdopting,
@@ -125,6 +130,7 @@ impl Mutation {
         Self::SettledWhileDirty,
         Self::JoinWithoutQuiescing,
         Self::FlushBeforeDestage,
+        Self::FuaIsIgnored,
         Self::CleanBeforeDurable,
         Self::CleanInDeviceCache,
         Self::ApplyTwice,

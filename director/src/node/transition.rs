@@ -182,6 +182,9 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         if is_active(Mutation::TakeOverWithoutFencing) || is_active(Mutation::FenceOneDevice) {
             devices.truncate(usize::from(is_active(Mutation::FenceOneDevice)));
         }
+        if is_active(Mutation::WriteBeforeFencing) {
+            let _ = self.equalise().await;
+        }
         let result = fence::take_over(&devices, self.key(epoch)).await;
         // Only now can the lost home no longer put a leg on record and acknowledge without it.
         if !self.judge(result).await || !self.leave_out_failed().await {

@@ -257,6 +257,15 @@ impl<P: Provider> Initiator<P> {
         }
     }
 
+    async fn write(&self, at: Lba, frames: &Pinned, fua: bool) -> Result<(), VolumeError> {
+        self.check(at, frames.len())?;
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let command = SubmissionEntry::write(self.inner.config.namespace, at, BlockCount(frames.len() as u64), fua);
+        self.execute(command, frames.again(), false).await.map(|_| ())
+    }
+
     async fn attempt(
         &self,
         path: Path,
@@ -494,12 +503,12 @@ impl<P: Provider> Volume for Initiator<P> {
     }
 
     async fn write_gather(&self, at: Lba, frames: &Pinned) -> Result<(), VolumeError> {
-        self.check(at, frames.len())?;
-        if frames.is_empty() {
-            return Ok(());
-        }
-        let command = SubmissionEntry::write(self.inner.config.namespace, at, BlockCount(frames.len() as u64), false);
-        self.execute(command, frames.again(), false).await.map(|_| ())
+        self.write(at, frames, false).await
+    }
+
+    /// With Force Unit Access.
+    async fn write_durable(&self, at: Lba, frames: &Pinned) -> Result<(), VolumeError> {
+        self.write(at, frames, true).await
     }
 
     async fn flush(&self) -> Result<(), VolumeError> {

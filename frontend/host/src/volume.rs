@@ -47,6 +47,14 @@ pub trait Volume {
     /// Writes `frames` to consecutive blocks.
     fn write_gather(&self, at: Lba, frames: &Pinned) -> impl Future<Output = Result<(), VolumeError>>;
 
+    /// As [`Self::write_gather`]; when it completes, these blocks survive loss of power, whatever becomes of others.
+    fn write_durable(&self, at: Lba, frames: &Pinned) -> impl Future<Output = Result<(), VolumeError>> {
+        async move {
+            self.write_gather(at, frames).await?;
+            self.flush().await
+        }
+    }
+
     /// Makes completed writes durable.
     fn flush(&self) -> impl Future<Output = Result<(), VolumeError>>;
 

@@ -49,11 +49,14 @@ fn conforms(volume: &impl Volume) {
     assert_eq!(now(volume.write_gather(Lba(3), &filled(volume, &[4]))), Ok(()));
     assert_eq!(read(volume, 1, 5), Ok(vec![0, 1, 4, 3, 0]));
     assert_eq!(now(volume.flush()), Ok(()));
+    assert_eq!(now(volume.write_durable(Lba(5), &filled(volume, &[5]))), Ok(()));
+    assert_eq!(read(volume, 4, 2), Ok(vec![3, 5]));
 
     let beyond = Err(VolumeError::EndOfVolume);
     assert_eq!(now(volume.write_gather(Lba(7), &filled(volume, &[9, 9]))), beyond, "half of it would fit");
     assert_eq!(read(volume, 7, 1), Ok(vec![0]), "and nothing of it was done");
     assert_eq!(now(volume.write_gather(Lba(u64::MAX), &filled(volume, &[9]))), beyond);
+    assert_eq!(now(volume.write_durable(Lba(8), &filled(volume, &[9]))), beyond);
     assert_eq!(read(volume, 8, 1), Err(VolumeError::EndOfVolume));
     assert_eq!(now(volume.write_gather(Lba(8), &frames(volume, 0))), Ok(()), "nothing at the end is no operation");
 }

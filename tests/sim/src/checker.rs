@@ -7,8 +7,8 @@
 //! Comput. 26, 1997). Contents name block and write in every 64-byte line, so torn, misplaced and mixed blocks are seen.
 //!
 //! **Loss.** A total loss of power, or a damaged mirror at the loss of a home, may take what was never made durable. The
-//! history of the block then begins again with any earlier write, unless a later one was acknowledged before a flush that
-//! was completed (PROTOCOLS 6.1).
+//! history of the block then begins again with any earlier write, unless a later one was acknowledged with FUA, or
+//! before a flush that was completed (PROTOCOLS 6.1).
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -98,6 +98,8 @@ struct Write {
     over: Time,
     cluster: Cluster,
     age: Age,
+    /// It was acknowledged with FUA.
+    forced: bool,
     /// It was on media when the history began again.
     durable: bool,
 }
@@ -143,8 +145,15 @@ impl Model {
     pub fn new(blocks: u64, tells: bool) -> Self {
         let start = Time::ZERO;
         let cluster = Cluster { first_end: start, last_start: start };
-        let zeros =
-            Write { issued: start, acknowledged: Some(start), over: start, cluster, age: Age::Past, durable: false };
+        let zeros = Write {
+            issued: start,
+            acknowledged: Some(start),
+            over: start,
+            cluster,
+            age: Age::Past,
+            forced: false,
+            durable: false,
+        };
         let block = |_| Block {
             writes: vec![zeros],
             began: start,
@@ -166,6 +175,7 @@ impl Model {
                 over: Time::FAR_FUTURE,
                 cluster,
                 age: Age::Present,
+                forced: false,
                 durable: false,
             };
             let number = entry.writes.len() as u64;
@@ -191,6 +201,14 @@ impl Model {
             write.cluster.add(write.issued, at);
             entry.check(block, number)
         })
+    }
+
+    /// The write was acknowledged as one that survives loss of power.
+    pub fn forced(&self, block: u64, number: u64) {
+        self.with(block, |entry, tells| {
+            entry.tell(tells, || format!("write {number} is durable"));
+            entry.writes[place(number)].forced = true;
+        });
     }
 
     /// A read that began at `from` returned `bytes` at `to`.
@@ -321,7 +339,7 @@ impl Block {
         }
         for write in self.writes.iter_mut().filter(|write| write.age == Age::Present) {
             if write.acknowledged.is_some() || power {
-                write.durable = write.acknowledged.is_some_and(|at| at <= flushed);
+                write.durable = write.forced || write.acknowledged.is_some_and(|at| at <= flushed);
                 write.over = write.over.min(at);
                 write.age = Age::Past;
             } else {
@@ -420,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_loss_of_power_takes_what_was_not_flushed_and_nothing_else() {
-        for flushed in [false, true] {
+        for (flushed, forced) in [(false, false), (true, false), (false, true)] {
             let model = model();
             let write = |from, to| {
                 let number = model.issue(1, at(from));
@@ -431,11 +449,14 @@ mod tests {
             if flushed {
                 model.flushed(at(5));
             }
+            if forced {
+                model.forced(1, second);
+            }
             model.power_lost(at(6));
             let old = read(&model, first, 7, 8);
             let lost = Violation::Unflushed { block: 1, found: first, flushed: second };
-            assert_eq!(old, if flushed { Err(lost) } else { Ok(()) });
-            if !flushed {
+            assert_eq!(old, if flushed || forced { Err(lost) } else { Ok(()) });
+            if !flushed && !forced {
                 assert!(read(&model, second, 9, 10).is_err(), "it was gone");
             }
         }

@@ -40,6 +40,8 @@ pub struct Load {
     pub writes: u64,
     /// And so many flushes.
     pub flushes: u64,
+    /// One write in so many is to survive loss of power by itself.
+    pub forced_one_in: u64,
 }
 
 impl Load {
@@ -52,6 +54,7 @@ impl Load {
             longest: one_of(rng, &[1, 4, 16, 16]),
             writes: 20 + rng.below(60),
             flushes: rng.below(6),
+            forced_one_in: one_of(rng, &[2, 16, 64]),
         }
     }
 }
@@ -191,7 +194,7 @@ impl Workload {
             let count = 1 + rng.below(load.longest.min(blocks - at));
             inner.trap.operation_begins(&mut rng);
             match rng.below(100) {
-                dice if dice < load.writes => self.write(volume, at, count).await?,
+                dice if dice < load.writes => self.write(volume, at, count, rng.one_in(load.forced_one_in)).await?,
                 dice if dice < load.writes + load.flushes => self.flush(volume).await?,
                 _ => self.read(volume, at, count).await?,
             }
@@ -208,7 +211,7 @@ impl Workload {
         Ok(())
     }
 
-    async fn write(&self, volume: &impl Volume, at: u64, count: u64) -> Result<(), HostFailure> {
+    async fn write(&self, volume: &impl Volume, at: u64, count: u64, forced: bool) -> Result<(), HostFailure> {
         let inner = &*self.inner;
         let Some(frames) = take(volume, count) else { return Ok(()) };
         let begun = inner.time.now();
@@ -216,10 +219,18 @@ impl Workload {
         for (index, (block, write)) in writes.iter().enumerate() {
             frames.write(index, &contents(*block, *write)[..]);
         }
-        volume.write_gather(Lba(at), &frames).await.map_err(HostFailure::Failed)?;
+        let written = if forced {
+            volume.write_durable(Lba(at), &frames).await
+        } else {
+            volume.write_gather(Lba(at), &frames).await
+        };
+        written.map_err(HostFailure::Failed)?;
         let mut bytes = Box::new([0; FRAME_BYTES]);
         for (index, (block, write)) in writes.iter().enumerate() {
             inner.model.acknowledge(*block, *write, inner.time.now()).map_err(HostFailure::Violation)?;
+            if forced {
+                inner.model.forced(*block, *write);
+            }
             frames.read(index, &mut bytes[..]);
             if bytes != contents(*block, *write) {
                 return Err(HostFailure::Violation(Violation::HostMemory));
