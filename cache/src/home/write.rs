@@ -42,12 +42,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
     /// [`CacheError`]; the write may have been done or not.
     pub async fn write(&self, write: WriteCommand, deadline: Time, host: &impl Transfer) -> Result<(), CacheError> {
         let inner = &*self.inner;
-        let WriteCommand {
-            range,
-            command,
-            oldest,
-            fua,
-        } = write;
+        let WriteCommand { range, command, oldest, fua } = write;
         let policy = self.volume(range)?.policy;
         if is_active(Mutation::RepeatsAreAnsweredByAnybody) && inner.outcomes.contains(command) {
             return Ok(());
@@ -61,18 +56,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
             host.fetch(&frames.segments()).await?;
             let crcs: heapless::Vec<u32, TRACK_BLOCKS> =
                 frames.frames().iter().map(|frame| inner.pool.crc(*frame)).collect();
-            self.commit(
-                policy,
-                &Write {
-                    range,
-                    command,
-                    oldest,
-                    frames: &frames,
-                    crcs: &crcs,
-                },
-                deadline,
-            )
-            .await?;
+            self.commit(policy, &Write { range, command, oldest, frames: &frames, crcs: &crcs }, deadline).await?;
         }
         if (fua && !is_active(Mutation::FuaIsIgnored)) || inner.on_battery.get() {
             self.make_durable(range).await
@@ -82,10 +66,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
     }
 
     async fn frames_for(&self, range: TrackRange, deadline: Time) -> Result<Pinned, CacheError> {
-        match self
-            .pin_if_present(range)
-            .filter(|_| is_active(Mutation::FetchOverAcknowledged))
-        {
+        match self.pin_if_present(range).filter(|_| is_active(Mutation::FetchOverAcknowledged)) {
             Some(present) => Ok(present),
             None => self.take_frames(range.count(), deadline).await,
         }
@@ -125,10 +106,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
                 }
                 (Regime::Mirrored(epoch), Policy::Mirrored) => {
                     if let Some(link) = self.link().filter(|link| !link.is_closed()) {
-                        let room = inner
-                            .handle
-                            .timeout_at(deadline, link.take_frames(write.range.count()))
-                            .await;
+                        let room = inner.handle.timeout_at(deadline, link.take_frames(write.range.count())).await;
                         // No room until the deadline: destage is too slow, and the host tries again.
                         let room = room.map_err(|_| CacheError::Undecided)?;
                         if let Ok(mirror) = room
@@ -180,12 +158,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
         for (at, index) in write.range.indices().enumerate() {
             let frame = write.frames.frames()[at];
             inner.pool.hold(frame);
-            let block = Block {
-                frame,
-                crc: write.crcs[at],
-                version,
-                state: BlockState::Dirty(Some(mirror[at])),
-            };
+            let block = Block { frame, crc: write.crcs[at], version, state: BlockState::Dirty(Some(mirror[at])) };
             if let Some(BlockState::Dirty(Some(old))) = self.install(write.range.track, index, block) {
                 link.give_back(old);
             }
@@ -287,11 +260,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
     }
 
     fn applied(&self, write: &Write<'_>) -> Result<(), CacheError> {
-        if self.inner.outcomes.insert(write.command, write.oldest) {
-            Ok(())
-        } else {
-            Err(CacheError::Credits)
-        }
+        if self.inner.outcomes.insert(write.command, write.oldest) { Ok(()) } else { Err(CacheError::Credits) }
     }
 
     /// Whoever takes over must know that an `unmirrored` volume has lost something, before it can have lost it.
