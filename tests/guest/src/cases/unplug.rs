@@ -9,8 +9,8 @@ use dyad_backend::driver::{Driver, block_on};
 use dyad_backend::vfio::{OpenError, VfioFunction};
 use dyad_guest::inside::ask_host;
 use dyad_guest::{GuestError, Qmp};
-use dyad_matrix::Memory;
 use dyad_matrix::memory::HugePages;
+use dyad_matrix::{Memory, Segment};
 use dyad_nvme::types::Lba;
 use dyad_reactor::{Limits, Options, Reactor};
 use serde_json::json;
@@ -21,7 +21,7 @@ use crate::conformance::Way;
 
 pub(super) const CASE: Case = Case {
     name: "unplug",
-    what: "devices are unplugged under load and asleep, and plugged in again",
+    what: "devices are unplugged under load and asleep, plugged in again, and asked back",
     modules: &["vfio-pci", "vfio_iommu_type1"],
     programs: &[],
     memory_mib: 512,
@@ -145,6 +145,22 @@ fn again() {
     memory.read(0, &mut block).unwrap();
     assert_eq!(block, [0x5a; 4096]);
     println!("plugged in again, and its blocks are what they were");
+    asked_back(&vfio, &segments);
+}
+
+/// Somebody takes the function from its driver, and waits for it.
+fn asked_back(vfio: &Vfio, segments: &[Segment]) {
+    let taker = std::thread::spawn(|| std::fs::write("/sys/bus/pci/drivers/vfio-pci/unbind", BUSY));
+    let read = || vfio.driver.submit(Io::Read { lba: Lba(0), segments });
+    loop {
+        match read().map(|command| vfio.run(command)) {
+            Ok(Ok(())) => {}
+            Ok(Err(DeviceError::Gone)) | Err(SubmitError::Gone) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    taker.join().unwrap().unwrap();
+    println!("asked back under load, and given back");
 }
 
 /// Nothing is outstanding, nobody polls: the kernel's request wakes the reactor.
