@@ -416,6 +416,8 @@ fn media_errors_and_lost_writes() {
     assert_eq!((read(&rig, &a, &memory, 10), read(&rig, &a, &memory, 11)), (Ok(2), Ok(4)));
     let smart = rig.run(a.smart_log()).unwrap();
     assert_eq!((smart.media_errors, smart.error_entries), (1, 1));
+    assert_eq!((smart.host_reads, smart.host_writes), (4, 4), "one of the reads failed");
+    assert_eq!((smart.data_units_read, smart.data_units_written), (1, 1), "32 KiB are not yet 512 kB");
     let errors = rig.run(a.error_log()).unwrap();
     assert_eq!((errors[0].status.code(), errors[0].lba), (Status::UNRECOVERED_READ, Lba(10)));
 }

@@ -217,7 +217,7 @@ fn get_log_page(
             page
         }
         log::SMART if matches!(entry.namespace(), NamespaceId::NONE | NamespaceId::ALL) => {
-            controller.smart.to_bytes().to_vec()
+            controller.smart().to_bytes().to_vec()
         }
         log::SMART => return Err(Status::INVALID_FIELD.with_do_not_retry()),
         log::FIRMWARE => log::firmware_log(FIRMWARE).to_vec(),

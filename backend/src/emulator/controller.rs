@@ -20,7 +20,7 @@ use dyad_nvme::log::{ErrorEntry, ReservationNotification, SmartLog};
 use dyad_nvme::register::{
     self, AdminQueueAttributes, Capabilities, Configuration, ControllerStatus, Doorbell, ShutdownRequest, Version,
 };
-use dyad_nvme::types::{CommandId, HostId, Lba, NamespaceId, QueueId};
+use dyad_nvme::types::{BLOCK_BYTES, CommandId, HostId, Lba, NamespaceId, QueueId};
 use dyad_nvme::{CompletionEntry, Status, SubmissionEntry};
 use dyad_reactor::Time;
 
@@ -96,6 +96,26 @@ impl Features {
     }
 }
 
+/// What has been moved in one direction.
+#[derive(Debug, Copy, Clone, Default)]
+pub(super) struct Moved {
+    commands: u64,
+    blocks: u64,
+}
+
+impl Moved {
+    #[inline]
+    pub(super) fn count(&mut self, entry: &SubmissionEntry) {
+        self.commands += 1;
+        self.blocks += entry.block_count().0;
+    }
+
+    /// In thousands of 512 bytes, rounded up.
+    fn units(self) -> u128 {
+        (u128::from(self.blocks) * (BLOCK_BYTES as u128 / 512)).div_ceil(1000)
+    }
+}
+
 /// One controller.
 #[derive(Debug)]
 pub(super) struct Controller {
@@ -124,6 +144,8 @@ pub(super) struct Controller {
     pub(super) life: u32,
     /// Commands fetched and not completed.
     pub(super) in_flight: u32,
+    pub(super) reads: Moved,
+    pub(super) writes: Moved,
     pub(super) smart: SmartLog,
     errors: VecDeque<ErrorEntry>,
     error_count: u64,
@@ -158,6 +180,8 @@ impl Controller {
             events: Events::default(),
             life: 0,
             in_flight: 0,
+            reads: Moved::default(),
+            writes: Moved::default(),
             smart: SmartLog {
                 temperature_k: 300,
                 spare_percent: 100,
@@ -530,6 +554,17 @@ impl Controller {
             }
         }
         found
+    }
+
+    /// SMART / Health Information (Base 5.16.1.3).
+    pub(super) fn smart(&self) -> SmartLog {
+        SmartLog {
+            host_reads: self.reads.commands.into(),
+            host_writes: self.writes.commands.into(),
+            data_units_read: self.reads.units(),
+            data_units_written: self.writes.units(),
+            ..self.smart
+        }
     }
 
     /// Notes an error for the log page, and counts it.

@@ -74,6 +74,11 @@ impl DmaMap {
         self.mappings.len() != before
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.mappings.len()
+    }
+
     /// Removes everything.
     pub(super) fn clear(&mut self) {
         self.mappings.clear();

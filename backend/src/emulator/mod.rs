@@ -235,6 +235,12 @@ impl Subsystem {
         self.controllers[port].unmap(start, len)
     }
 
+    /// Mappings that a port has.
+    #[must_use]
+    pub fn mappings(&self, port: usize) -> usize {
+        self.controllers[port].dma.len()
+    }
+
     /// Function level reset of a port. Its mappings stay.
     pub fn reset(&mut self, port: usize) {
         if self.controllers[port].state != State::Off {
@@ -524,8 +530,8 @@ impl Subsystem {
         let status = match result {
             Ok(()) => {
                 match entry.opcode() {
-                    nvm::READ => controller.smart.host_reads += 1,
-                    nvm::WRITE => controller.smart.host_writes += 1,
+                    nvm::READ => controller.reads.count(entry),
+                    nvm::WRITE => controller.writes.count(entry),
                     _ => {}
                 }
                 Status::SUCCESS

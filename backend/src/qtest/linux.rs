@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use dyad_matrix::Memory;
 use dyad_nvme::feature::{self, event_config};
-use dyad_nvme::identify::{IdentifyController, IdentifyNamespace, NamespaceDescriptors, cns, oacs, oncs};
+use dyad_nvme::identify::{
+    CTRATT_HOST_ID_128, IdentifyController, IdentifyNamespace, NamespaceDescriptors, cns, oacs, oncs,
+};
 use dyad_nvme::opcode::{admin, nvm};
 use dyad_nvme::register::{
     self, AdminQueueAttributes, Capabilities, Configuration, ControllerStatus, Doorbell, ShutdownRequest, Version,
@@ -202,6 +204,12 @@ impl<F: PciFunction> Host<F> {
         self.until(|| ControllerStatus(self.register(register::CSTS)).ready().then_some(())).expect("enabled");
     }
 
+    fn enable_anew(&mut self) {
+        self.memory.fill_zero(0, DATA).unwrap();
+        (self.tails, self.heads) = ([0; 2], [0; 2]);
+        self.enable();
+    }
+
     /// Sends a command, and gives its completion; none if there is none within a short time.
     fn send(&mut self, queue: u16, entry: SubmissionEntry, patience: Duration) -> Option<CompletionEntry> {
         let index = usize::from(queue);
@@ -267,9 +275,7 @@ impl<F: PciFunction> Host<F> {
     /// All of it, twice, as after `rmmod` and `modprobe`.
     fn come_and_go(&mut self, pick: impl Fn(&Step) -> Answer) {
         for _ in 0..2 {
-            self.memory.fill_zero(0, DATA).unwrap();
-            (self.tails, self.heads) = ([0; 2], [0; 2]);
-            self.enable();
+            self.enable_anew();
             let pages = self.play(attach(self.base), &pick);
             says_what_linux_wants_to_know(&pages);
             self.play(detach(), &pick);
@@ -331,5 +337,16 @@ fn the_controller_of_qemu() {
         other => other.unwrap(),
     };
     let function = machine.function(4).unwrap();
-    Host::new(function, Box::new(std::thread::yield_now)).come_and_go(|step| step.qemu);
+    let mut host = Host::new(function, Box::new(std::thread::yield_now));
+    host.come_and_go(|step| step.qemu);
+    // What the table in the module's documentation says of it.
+    host.enable_anew();
+    let pages = host.play(attach(host.base), |step| step.qemu);
+    let page = |at: usize| pages[at].1.as_slice().try_into().expect("a page");
+    let controller = IdentifyController::from_bytes(page(0));
+    let namespace = IdentifyNamespace::from_bytes(page(pages.iter().position(|p| p.0 == "namespace").unwrap()));
+    assert_eq!((controller.io_commands & oncs::RESERVATIONS, namespace.reservations), (0, 0));
+    assert_eq!((controller.attributes & CTRATT_HOST_ID_128, controller.io_commands & oncs::VERIFY), (0, 0));
+    assert_eq!(controller.namespaces, 256);
+    assert_eq!((namespace.nguid, namespace.eui64), ([0; 16], [0; 8]));
 }

@@ -12,11 +12,15 @@
 //!
 //! | QEMU 7.2 | here |
 //! |---|---|
-//! | no reservations: ONCS bit 5 and RESCAP are zero | such a device can be in no pair; `reserve` is `Rejected` |
-//! | no Verify before a drive says so, no Host Identifier of 128 bits (CTRATT 0) | not used without reservations |
-//! | one Identify list of controllers, no Supported Log Pages (LID 00h), no Reservation Notification page | not asked for |
+//! | no reservations (ONCS bit 5, RESCAP), no 128-bit Host Identifier (CTRATT bit 0) | it can be in no pair; `reserve` is `Rejected` |
+//! | a namespace has no UUID, NGUID or EUI64 unless it is given one | the driver makes a name of serial number, model and number |
+//! | no Verify (ONCS bit 7) | not used |
+//! | Identify of a namespace independent of command sets (CNS 08h): Invalid Field | not asked; ours has it |
+//! | a log page that is not there: Invalid Field, where ours says Invalid Log Page | not asked |
+//! | 256 namespaces may be (NN): those that are not read as zeros | the driver goes by the list of active ones |
 //! | memory of a function that was pulled out reads as zeros; a bus would give ones | [`QtestFunction`] asks the configuration space then |
-//! | Write Zeroes with protection checks (PRCHK) is refused, as the specification wants | the driver sends none (NVM 3.2.8) |
+//!
+//! A fault of ours that it showed: the driver asked for checks of protection information with Write Zeroes (NVM 3.2.8).
 
 mod function;
 mod line;

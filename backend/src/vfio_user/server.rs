@@ -35,7 +35,6 @@ pub(super) struct Client {
     stream: UnixStream,
     receiver: Receiver,
     interrupt: Option<OwnedFd>,
-    mappings: usize,
     config: [u8; CONFIG_BYTES],
 }
 
@@ -107,7 +106,7 @@ fn errno(errno: Errno) -> u32 {
 impl Client {
     /// A client at the other end of a socket that does not block.
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, receiver: Receiver::default(), interrupt: None, mappings: 0, config: configuration_space() }
+        Self { stream, receiver: Receiver::default(), interrupt: None, config: configuration_space() }
     }
 
     /// Answers the next message, if there is one.
@@ -181,7 +180,6 @@ impl Client {
                 if !subsystem.unmap_dma(port, address, size) && dma.flags & vfio::UNMAP_ALL == 0 {
                     return Err(Errno::ENOENT);
                 }
-                self.mappings = self.mappings.saturating_sub(1);
                 Ok(payload[..24].to_vec())
             }
             command::DEVICE_GET_INFO => Ok(wire::device_info()),
@@ -211,7 +209,7 @@ impl Client {
     }
 
     fn map(&mut self, port: usize, subsystem: &mut Subsystem, dma: Dma, fd: OwnedFd) -> Result<(), Errno> {
-        if self.mappings == MAPPINGS_MAX {
+        if subsystem.mappings(port) >= MAPPINGS_MAX {
             return Err(Errno::ENOSPC);
         }
         let writable = dma.flags & vfio::DMA_READ_WRITE == vfio::DMA_READ_WRITE;
@@ -221,7 +219,6 @@ impl Client {
         if !subsystem.map_dma(port, dma.address, dma.size, &memory, dma.offset) {
             return Err(Errno::EEXIST);
         }
-        self.mappings += 1;
         Ok(())
     }
 

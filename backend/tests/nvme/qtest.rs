@@ -5,10 +5,12 @@ use std::rc::Rc;
 
 use dyad_backend::device::{Device, DeviceError, Io, ReservationKey, ReservationOp};
 use dyad_backend::driver::{Driver, block_on};
+use dyad_backend::pci::PciFunction;
 use dyad_backend::qtest::{Machine, QtestError, QtestFunction};
 use dyad_matrix::Memory;
 use dyad_matrix::memory::HugePages;
-use dyad_nvme::types::Lba;
+use dyad_nvme::register;
+use dyad_nvme::types::{BlockCount, Lba};
 use dyad_reactor::Executor;
 
 use crate::conformance::{self, Way};
@@ -28,8 +30,8 @@ const DUAL_PORTED: &[&str] = &[
 fn machine(directory: &Path, arguments: &[&str]) -> Option<Rc<Machine>> {
     let file = directory.join("disk.blocks");
     std::fs::File::create(&file).unwrap().set_len(BLOCKS * 4096 * 2).unwrap();
-    let drive = format!("if=none,id=disk,format=raw,discard=unmap,detect-zeroes=unmap,file={}", file.display());
-    let arguments = [&["-drive", &drive], arguments].concat();
+    let blocks = format!("driver=file,node-name=disk,discard=unmap,filename={}", file.display());
+    let arguments = [&["-blockdev", &blocks], arguments].concat();
     match Machine::start(&arguments) {
         Ok(machine) => Some(machine),
         Err(QtestError::Start(error)) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -100,6 +102,16 @@ fn two_controllers_of_one_namespace() {
     b.driver.map(&memory).unwrap();
     a.write(&memory, 5, 0x55).unwrap();
     assert_eq!(b.read(&memory, 5), Ok(0x55));
+    assert_eq!(a.run(a.driver.compare(Lba(5), &[memory.segment(0, 4096).unwrap()])), Ok(true));
+    a.run(a.driver.deallocate(&[(Lba(5), BlockCount(1))])).unwrap();
+    assert_eq!(b.read(&memory, 5), Ok(0), "given up");
+    assert_eq!(a.run(a.driver.compare(Lba(5), &[memory.segment(0, 4096).unwrap()])), Ok(false));
+    // Somebody disables the controller behind the driver's back: it is reset, and goes on; the other one has not noticed.
+    a.driver.function().write32(register::CC, 0);
+    assert_eq!(a.write(&memory, 6, 0x66), Err(DeviceError::Aborted));
+    assert_eq!((a.driver.resets(), b.driver.resets()), (1, 0));
+    assert_eq!((a.write(&memory, 6, 0x66), b.read(&memory, 6)), (Ok(()), Ok(0x66)));
+    conformance::blocks(&a);
     // QEMU has no reservations: a device that cannot be fenced is in no pair, and says so.
     assert!(!a.driver.info().reservations);
     let register = ReservationOp::Register { key: ReservationKey(1) };
@@ -125,18 +137,25 @@ fn protection_information() {
 fn a_controller_that_is_pulled_out_and_plugged_in() {
     const PORT: u8 = 6;
     let directory = tempfile::tempdir().unwrap();
-    let devices = [
-        "-device",
-        "pcie-root-port,id=root,addr=06.0,chassis=1,slot=1",
-        "-device",
-        "nvme,id=disk0,serial=disk0,bus=root,drive=disk,logical_block_size=4096,physical_block_size=4096",
-    ];
+    let devices = ["-device", "pcie-root-port,id=root,addr=06.0,chassis=1,slot=1"];
+    let controller = |id: &str| {
+        format!(
+            r#"{{"driver": "nvme", "id": "{id}", "serial": "disk", "bus": "root", "drive": "disk",
+                "logical_block_size": 4096, "physical_block_size": 4096}}"#
+        )
+    };
     let Some(machine) = machine(directory.path(), &devices) else { return };
+    machine.plug(&controller("first")).unwrap();
     let a = Qemu::new(machine.function_behind(PORT).unwrap());
     let memory = a.memory(8192);
     a.write(&memory, 5, 0x55).unwrap();
-    machine.unplug("disk0", PORT).unwrap();
+    machine.unplug("first", PORT).unwrap();
     assert_eq!(a.write(&memory, 5, 0x66), Err(DeviceError::Gone));
     assert!(a.driver.failed());
     assert!(matches!(machine.function_behind(PORT), Err(QtestError::NoDevice { .. })));
+    machine.plug(&controller("second")).unwrap();
+    let again = Qemu::new(machine.function_behind(PORT).unwrap());
+    assert_eq!(again.driver.info(), a.driver.info(), "the same medium");
+    again.driver.map(&memory).unwrap();
+    assert_eq!(again.read(&memory, 5), Ok(0x55));
 }

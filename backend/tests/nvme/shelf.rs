@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use dyad_backend::device::{Device, DeviceError, Io, ReservationKey, ReservationOp, ReservationType, SubmitError};
 use dyad_backend::driver::{Driver, block_on};
-use dyad_backend::shelf::{control_path, socket_path};
+use dyad_backend::emulator::{BlockFormat, Latency};
+use dyad_backend::shelf::{ShelfConfig, ShelfDevice, ShelfError, ShelfMedia, control_path, run_shelf, socket_path};
 use dyad_backend::vfio_user::{ConnectError, VfioUserFunction};
 use dyad_matrix::Memory;
 use dyad_matrix::memory::HugePages;
-use dyad_nvme::types::Lba;
+use dyad_nvme::types::{BlockCount, Lba};
 use dyad_reactor::{BootClock, Clock, Executor, Limits, Options, Reactor};
 
 use crate::process::{DEVICE, Role, attach, executor};
@@ -239,6 +240,40 @@ fn an_idle_shelf_sleeps_and_wakes() {
     assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
+#[test]
+fn a_shelf_that_cannot_start_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = |directory: &Path, device: ShelfDevice| {
+        let directory = directory.to_owned();
+        let config = ShelfConfig { directory, devices: vec![device], max_spin: Duration::ZERO, core: None, seed: 1 };
+        run_shelf(&config, |_| panic!("it must not start")).unwrap_err()
+    };
+    let device = |media| ShelfDevice {
+        name: "other".to_owned(),
+        uuid: [1; 16],
+        blocks: BlockCount(16),
+        media,
+        cache_blocks: None,
+        format: BlockFormat::Bare,
+        latency: Latency::default(),
+    };
+    let _shelf = Role::start("file shelf", directory.path());
+    let blocks = directory.path().join(format!("{DEVICE}.blocks"));
+    let error = start(directory.path(), device(ShelfMedia::Memory));
+    assert!(matches!(&error, ShelfError::InUse(_)) && error.to_string().contains("stop it first"), "{error}");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let error = start(elsewhere.path(), device(ShelfMedia::File(blocks)));
+    assert!(error.to_string().contains("another process uses the file"), "{error}");
+    let short = elsewhere.path().join("short");
+    std::fs::write(&short, [0; 100]).unwrap();
+    let error = start(elsewhere.path(), device(ShelfMedia::File(short)));
+    assert!(error.to_string().contains("it has 100 bytes; a device keeps its size"), "{error}");
+    let error = start(elsewhere.path(), ShelfDevice { name: "../x".to_owned(), ..device(ShelfMedia::Memory) });
+    assert!(matches!(error, ShelfError::Name(_)), "{error}");
+    let error = start(&elsewhere.path().join("none"), device(ShelfMedia::Memory));
+    assert!(matches!(error, ShelfError::Socket { .. }), "{error}");
+}
+
 /// Tells the shelf what is to happen.
 fn tell(directory: &Path, line: &str) -> String {
     let mut stream = UnixStream::connect(control_path(directory)).unwrap();
@@ -290,6 +325,14 @@ fn faults_come_through_the_control_socket() {
     }
     assert_eq!(a.read(5), Err(DeviceError::Media));
     assert_eq!((a.write(5, 6), a.read(5)), (Ok(()), Ok(6)));
+    // Somebody who has not said his line yet holds up nobody, and may say it later.
+    let mut slow = UnixStream::connect(control_path(directory.path())).unwrap();
+    write!(slow, "disk0 ba").unwrap();
+    assert_eq!((tell(directory.path(), "disk0 bad 77777"), a.read(5)), ("error: no such block\n".to_owned(), Ok(6)));
+    writeln!(slow, "d 7").unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert_eq!((answer.as_str(), a.read(7)), ("ok\n", Err(DeviceError::Media)));
     assert_eq!(
         tell(directory.path(), "disk0 lose 5"),
         "ok
