@@ -62,6 +62,8 @@ pub struct CacheCounters {
     pub read_hits: u64,
     /// Track pieces read with one.
     pub read_misses: u64,
+    /// Blocks read from the group because somebody asked for them.
+    pub read_blocks: u64,
     /// Track pieces that went past the frames: parts of large sequential reads.
     pub bypassed_reads: u64,
     /// Blocks read before anybody asked.

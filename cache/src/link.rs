@@ -13,11 +13,10 @@ use dyad_matrix::provider::{RegionHandle, RemoteAddress, ViId};
 use dyad_reactor::mutation::{Mutation, is_active};
 use dyad_reactor::sync::{Pending, Replies, Signal, Ticket};
 
-use crate::address::{Epoch, TRACK_BLOCKS, TrackAddress, TrackRange, Version};
+use crate::address::{Epoch, TRACK_BLOCKS, TrackRange, Version};
 use crate::mirror;
 use crate::record::{
     Answer, AnswerStatus, Applied, CommandId, Commit, CommitBlock, Encoded, MirrorFrame, Outcomes, Release,
-    ReleasedBlock,
 };
 
 /// The link is closed: the partner did not (and will not) say that it has the data.
@@ -144,23 +143,16 @@ impl<P: Provider> MirrorLink<P> {
     ///
     /// # Errors
     /// [`LinkClosed`]: it may have forgotten them or not.
-    pub async fn release(
-        &self,
-        epoch: Epoch,
-        track: TrackAddress,
-        blocks: heapless::Vec<ReleasedBlock, TRACK_BLOCKS>,
-    ) -> Result<(), LinkClosed> {
-        let release = Release { epoch, track, blocks };
-        self.ask(|tag| release.encode(tag), epoch).await
+    pub async fn release(&self, release: &Release) -> Result<(), LinkClosed> {
+        self.ask(|tag| release.encode(tag), release.epoch).await
     }
 
     /// Tells a partner that just joined which commands were applied.
     ///
     /// # Errors
     /// [`LinkClosed`]: it may know or not.
-    pub async fn teach(&self, outcomes: Outcomes) -> Result<(), LinkClosed> {
-        let epoch = outcomes.epoch;
-        self.ask(|tag| outcomes.encode(tag), epoch).await
+    pub async fn teach(&self, outcomes: &Outcomes) -> Result<(), LinkClosed> {
+        self.ask(|tag| outcomes.encode(tag), outcomes.epoch).await
     }
 
     /// Tells the partner that a command was applied without being mirrored; returns when it remembers.

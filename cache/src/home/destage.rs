@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use dyad_matrix::frames::{Pinned, joined};
+use dyad_matrix::frames::Pinned;
 use dyad_matrix::{Provider, Segment};
 use dyad_nvme::types::Lba;
 use dyad_reactor::mutation::{Mutation, is_active};
@@ -13,8 +13,8 @@ use dyad_reactor::mutation::{Mutation, is_active};
 use super::{Cache, CacheError, Policy};
 use crate::address::{TRACK_BLOCKS, TrackAddress, TrackRange};
 use crate::authority::Regime;
-use crate::record::ReleasedBlock;
-use crate::slots::{Block, BlockState, SlotTable};
+use crate::record::{Release, ReleasedBlock};
+use crate::slots::{Block, BlockState, Slot, SlotTable};
 use crate::store::Store;
 
 /// Most tracks of a stripe: 1 MiB of data.
@@ -27,6 +27,18 @@ const LOOK_AHEAD: usize = 64;
 const WHOLE_IN_A_ROW_MAX: usize = 8;
 
 type DirtyBlocks = [Option<Block>; TRACK_BLOCKS];
+
+/// Room for one track, made once: lanes are small.
+pub(super) struct Page {
+    dirty: DirtyBlocks,
+    segments: Vec<Segment>,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { dirty: [None; TRACK_BLOCKS], segments: Vec::with_capacity(TRACK_BLOCKS) }
+    }
+}
 
 /// What one destager works on: room for a stripe, made once.
 struct Batch {
@@ -100,7 +112,8 @@ impl<S: Store, P: Provider> Cache<S, P> {
         let mut batch = Batch::new(inner.config.stripe_tracks);
         loop {
             let (moved, changed) = (inner.moved.generation(), inner.authority.changes().generation());
-            if !matches!(inner.authority.regime(), Regime::Mirrored(_) | Regime::Solo(_)) {
+            let regime = inner.authority.regime();
+            if !matches!(regime, Regime::Mirrored(_) | Regime::Solo(_)) {
                 inner.authority.changes().changed_since(changed).await;
                 continue;
             }
@@ -110,7 +123,9 @@ impl<S: Store, P: Provider> Cache<S, P> {
                 inner.moved.changed_since(moved).await;
                 continue;
             }
-            if self.dirty_blocks() <= inner.config.destage_above && self.is_settled() {
+            // Unless this memory is all there is.
+            let may_rest = matches!(regime, Regime::Mirrored(_)) || self.is_settled();
+            if self.dirty_blocks() <= inner.config.destage_above && may_rest {
                 inner.handle.sleep(idle_delay).await;
             }
             let next = batch.pick(&inner.slots.borrow(), inner.destage_from.get(), inner.config.stripe_tracks);
@@ -143,9 +158,16 @@ impl<S: Store, P: Provider> Cache<S, P> {
     }
 
     async fn destage_exclusively(&self, track: TrackAddress) -> Result<(), CacheError> {
-        let (dirty, _pinned) = self.pin_dirty(track);
-        self.write_runs(track, &dirty).await?;
-        self.finish(track, &dirty).await
+        let mut page = self.inner.pages.borrow_mut().pop().unwrap_or_default();
+        let pinned = self.pin_dirty(track, &mut page.dirty);
+        let Page { dirty, segments } = &mut *page;
+        let mut result = self.write_runs(track, dirty, segments).await;
+        if result.is_ok() {
+            result = self.finish(track, dirty).await;
+        }
+        drop(pinned);
+        self.inner.pages.borrow_mut().push(page);
+        result
     }
 
     /// Writes the tracks of a stripe, with one command if all of it is dirty.
@@ -166,19 +188,10 @@ impl<S: Store, P: Provider> Cache<S, P> {
         batch.dirty.clear();
         batch.segments.clear();
         for track in &batch.tracks {
-            let (dirty, pinned) = self.pin_dirty(*track);
-            for segment in joined(dirty.iter().flatten().map(|block| self.inner.pool.segment(block.frame))) {
-                match batch.segments.last_mut() {
-                    Some(last)
-                        if last.memory == segment.memory && last.offset + u64::from(last.len) == segment.offset =>
-                    {
-                        last.len += segment.len;
-                    }
-                    _ => batch.segments.push(segment),
-                }
-            }
+            let mut dirty = [None; TRACK_BLOCKS];
+            batch.pinned.push(self.pin_dirty(*track, &mut dirty));
+            self.add_segments(&dirty, &mut batch.segments);
             batch.dirty.push(dirty);
-            batch.pinned.push(pinned);
         }
         let all = batch.tracks.len() as u64 == self.inner.config.stripe_tracks;
         if all && batch.dirty.iter().flatten().all(Option::is_some) {
@@ -188,7 +201,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
             self.count(|counters| counters.destaged_stripes += 1);
         } else {
             for (track, dirty) in batch.tracks.iter().zip(&batch.dirty) {
-                self.write_runs(*track, dirty).await?;
+                self.write_runs(*track, dirty, &mut batch.segments).await?;
             }
         }
         for (track, dirty) in batch.tracks.iter().zip(&batch.dirty) {
@@ -198,13 +211,17 @@ impl<S: Store, P: Provider> Cache<S, P> {
     }
 
     /// The dirty blocks as they are now. Held to the end: newer writes may replace them meanwhile, and let go of their frames.
-    fn pin_dirty(&self, track: TrackAddress) -> (DirtyBlocks, Pinned) {
-        let slots = self.inner.slots.borrow();
-        let dirty = slots.get(track).map_or([None; TRACK_BLOCKS], |slot| slot.dirty_blocks());
-        (dirty, self.inner.pool.pin(dirty.iter().flatten().map(|block| block.frame)))
+    fn pin_dirty(&self, track: TrackAddress, dirty: &mut DirtyBlocks) -> Pinned {
+        *dirty = self.inner.slots.borrow().get(track).map_or([None; TRACK_BLOCKS], Slot::dirty_blocks);
+        self.inner.pool.pin(dirty.iter().flatten().map(|block| block.frame))
     }
 
-    async fn write_runs(&self, track: TrackAddress, dirty: &DirtyBlocks) -> Result<(), CacheError> {
+    async fn write_runs(
+        &self,
+        track: TrackAddress,
+        dirty: &DirtyBlocks,
+        segments: &mut Vec<Segment>,
+    ) -> Result<(), CacheError> {
         let mut first = 0;
         for run in dirty.chunk_by(|a, b| a.is_some() == b.is_some()) {
             let start = first;
@@ -213,10 +230,23 @@ impl<S: Store, P: Provider> Cache<S, P> {
                 continue;
             }
             let range = TrackRange::new(track, start, run.len()).expect("a run lies in its track");
-            let segments = joined(run.iter().flatten().map(|block| self.inner.pool.segment(block.frame)));
-            self.group_write(range, &segments).await?;
+            segments.clear();
+            self.add_segments(run, segments);
+            self.group_write(range, segments).await?;
         }
         Ok(())
+    }
+
+    /// Adds the blocks' frames, adjacent ones joined.
+    fn add_segments(&self, blocks: &[Option<Block>], segments: &mut Vec<Segment>) {
+        for segment in blocks.iter().flatten().map(|block| self.inner.pool.segment(block.frame)) {
+            match segments.last_mut() {
+                Some(last) if last.memory == segment.memory && last.offset + u64::from(last.len) == segment.offset => {
+                    last.len += segment.len;
+                }
+                _ => segments.push(segment),
+            }
+        }
     }
 
     /// These blocks are on media: the partner forgets them, then they are clean.
@@ -234,7 +264,8 @@ impl<S: Store, P: Provider> Cache<S, P> {
                 version: block.version,
             });
             // If the link ends here the blocks stay dirty, and are written once more.
-            link.release(epoch, track, blocks.collect()).await.map_err(|_| CacheError::Undecided)?;
+            let release = Release { epoch, track, blocks: blocks.collect() };
+            link.release(&release).await.map_err(|_| CacheError::Undecided)?;
         }
         let mut count = 0;
         for (index, block) in durable {

@@ -10,11 +10,9 @@ use dyad_reactor::mutation::{Mutation, is_active};
 
 use super::{Cache, CacheError, Policy};
 use crate::address::{TRACK_BLOCKS, TrackAddress, TrackRange, Version, VolumeId};
-use crate::slots::BlockState;
+use crate::slots::{Block, BlockState, Slot};
 use crate::store::Store;
-use crate::vault::{BlockEntry, Saved, Vault, VaultError};
-
-type SavedBlocks = heapless::Vec<Saved, TRACK_BLOCKS>;
+use crate::vault::{Batch, BlockEntry, Saved, Vault, VaultError};
 
 impl<S: Store, P: Provider> Cache<S, P> {
     /// Makes durable everything of `volume` that was acknowledged when the flush arrived (PROTOCOLS 6.2).
@@ -107,14 +105,16 @@ impl<S: Store, P: Provider> Cache<S, P> {
 
     async fn save_range(&self, range: TrackRange) -> Result<(), CacheError> {
         if let Some(vault) = self.vault() {
-            let turn = vault.turn(range.track).await;
-            let (_pinned, blocks) = self.unsaved(&vault, range);
-            if blocks.is_empty() {
+            let mut batch = vault.batch(range.track).await;
+            let _pinned = self.add_unsaved(&vault, range, &mut batch);
+            let blocks = batch.len() as u64;
+            if blocks == 0 {
+                vault.give_up(batch);
                 return Ok(());
             }
-            match vault.save(&turn, &blocks).await {
+            match vault.save(batch).await {
                 Ok(()) => {
-                    self.count(|counters| counters.vaulted_blocks += blocks.len() as u64);
+                    self.count(|counters| counters.vaulted_blocks += blocks);
                     return Ok(());
                 }
                 Err(VaultError::Full) => {}
@@ -125,19 +125,21 @@ impl<S: Store, P: Provider> Cache<S, P> {
     }
 
     /// The dirty blocks of the range that the vault does not have in this version.
-    fn unsaved(&self, vault: &Vault<S::Device>, range: TrackRange) -> (Pinned, SavedBlocks) {
-        let (slots, pool) = (self.inner.slots.borrow(), &self.inner.pool);
-        let slot = slots.get(range.track);
-        let blocks = range.indices().filter_map(|index| Some((index, slot?.blocks[index]?)));
-        let unsaved = blocks.filter(|(index, block)| {
-            block.state != BlockState::Clean && !vault.covers(range.track, *index, block.version)
-        });
-        let saved = |(index, block): (usize, crate::slots::Block)| Saved {
-            index,
-            entry: BlockEntry { version: block.version, crc: block.crc },
-            segment: pool.segment(block.frame),
-        };
-        (pool.pin(unsaved.clone().map(|(_, block)| block.frame)), unsaved.map(saved).collect())
+    fn unsaved(&self, vault: &Vault<S::Device>, range: TrackRange) -> [Option<Block>; TRACK_BLOCKS] {
+        let mut blocks = self.inner.slots.borrow().get(range.track).map_or([None; TRACK_BLOCKS], Slot::dirty_blocks);
+        for (index, block) in blocks.iter_mut().enumerate() {
+            block.take_if(|block| !range.indices().contains(&index) || vault.covers(range.track, index, block.version));
+        }
+        blocks
+    }
+
+    fn add_unsaved(&self, vault: &Vault<S::Device>, range: TrackRange, batch: &mut Batch) -> Pinned {
+        let (blocks, pool) = (self.unsaved(vault, range), &self.inner.pool);
+        for (index, block) in blocks.iter().enumerate().filter_map(|(index, block)| Some((index, block.as_ref()?))) {
+            let entry = BlockEntry { version: block.version, crc: block.crc };
+            batch.add(Saved { index, entry, segment: pool.segment(block.frame) });
+        }
+        pool.pin(blocks.iter().flatten().map(|block| block.frame))
     }
 
     /// Media has these versions, durably.
@@ -173,7 +175,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
         }
         let mut from = 0;
         while let Some(track) = self.next_dirty(volume, from) {
-            if !self.unsaved(&vault, TrackRange::whole(track)).1.is_empty() {
+            if self.unsaved(&vault, TrackRange::whole(track)).iter().any(Option::is_some) {
                 return Ok(());
             }
             from = track.track + 1;

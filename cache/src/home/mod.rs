@@ -148,6 +148,8 @@ struct Inner<S: Store, P> {
     media_writes: Cell<usize>,
     /// Where the next batch of destage begins.
     destage_from: Cell<Option<TrackAddress>>,
+    /// What destages by lanes work in; one for each command.
+    pages: RefCell<Vec<Box<destage::Page>>>,
     pace: Pace,
     /// Fires when something became dirty, clean, or stopped destaging.
     moved: Signal,
@@ -207,6 +209,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
                 sequence: Cell::new(0),
                 media_writes: Cell::new(0),
                 destage_from: Cell::new(None),
+                pages: RefCell::new((0..config.commands).map(|_| Box::default()).collect()),
                 pace: Pace::new(config.destage_above, config.write_pending_limit),
                 moved: Signal::new(),
                 counters: RefCell::default(),

@@ -57,6 +57,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
             let pinned = self.take_frames(run.len(), deadline).await?;
             let lba = self.group_lba(missing)?;
             inner.store.read(lba, &pinned.segments()).await.map_err(|error| self.group_failed(error))?;
+            self.count(|counters| counters.read_blocks += run.len() as u64);
             for (frame, index) in pinned.frames().iter().zip(missing.indices()) {
                 inner.pool.hold(*frame);
                 let version = Version { epoch: Epoch(0), sequence: 0 };

@@ -122,7 +122,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
     pub async fn teach_outcomes(&self, link: &MirrorLink<P>, epoch: Epoch) -> Result<(), CacheError> {
         for applied in self.inner.outcomes.all().chunks(OUTCOMES_PER_MESSAGE) {
             let outcomes = Outcomes { epoch, applied: applied.iter().copied().collect() };
-            link.teach(outcomes).await.map_err(|_| CacheError::NotHome)?;
+            link.teach(&outcomes).await.map_err(|_| CacheError::NotHome)?;
         }
         Ok(())
     }

@@ -217,18 +217,16 @@ impl<S: Store, P: Provider> Cache<S, P> {
         version: Version,
         write: &Write<'_>,
     ) -> Result<(), VaultError> {
-        let pool = &self.inner.pool;
         // Until the slot names the new blocks nobody else may save the old ones.
-        let turn = vault.turn(write.range.track).await;
-        let blocks = write.range.indices().zip(write.frames.frames()).zip(write.crcs);
-        let saved: heapless::Vec<Saved, TRACK_BLOCKS> = blocks
-            .map(|((index, frame), crc)| Saved {
+        let mut batch = vault.batch(write.range.track).await;
+        for ((index, frame), crc) in write.range.indices().zip(write.frames.frames()).zip(write.crcs) {
+            batch.add(Saved {
                 index,
                 entry: BlockEntry { version, crc: *crc },
-                segment: pool.segment(*frame),
-            })
-            .collect();
-        vault.save(&turn, &saved).await?;
+                segment: self.inner.pool.segment(*frame),
+            });
+        }
+        vault.save(batch).await?;
         self.install_all(write, version, BlockState::Dirty(None));
         Ok(())
     }

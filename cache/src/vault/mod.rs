@@ -20,9 +20,9 @@ use std::time::Duration;
 
 use dyad_backend::Device;
 use dyad_backend::device::{DeviceError, DeviceId, Io, SubmitError};
-use dyad_backend::format::{Block, GroupId, Region};
+use dyad_backend::format::{GroupId, Region};
 use dyad_matrix::Segment;
-use dyad_matrix::frames::FramePool;
+use dyad_matrix::frames::{FramePool, Pinned};
 use dyad_nvme::types::{BLOCK_BYTES, Lba};
 use dyad_reactor::executor::Handle;
 use dyad_reactor::mutation::{Mutation, is_active};
@@ -120,10 +120,40 @@ pub struct Saved {
     pub segment: Segment,
 }
 
-/// The right to save blocks of one track.
-pub struct Turn {
+/// Blocks of one track that are to be saved. Whoever has it is the only one who saves blocks of that track.
+pub struct Batch {
     track: TrackAddress,
-    _guard: KeyGuard<TrackAddress>,
+    _turn: KeyGuard<TrackAddress>,
+    page: Box<Page>,
+}
+
+/// Room for what is in a record. There is one for each batch, made once: lanes are small.
+#[derive(Default)]
+struct Page {
+    blocks: heapless::Vec<Saved, TRACK_BLOCKS>,
+    segments: heapless::Vec<Segment, CELL_SEGMENTS>,
+}
+
+impl Batch {
+    /// Adds a block; in ascending order of their indices.
+    ///
+    /// # Panics
+    /// If the track has no more.
+    pub fn add(&mut self, block: Saved) {
+        assert!(self.page.blocks.push(block).is_ok(), "a track has at most {TRACK_BLOCKS} blocks");
+    }
+
+    /// Blocks in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.page.blocks.len()
+    }
+
+    /// There is nothing to save.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.page.blocks.is_empty()
+    }
 }
 
 struct Inner<D> {
@@ -137,12 +167,21 @@ struct Inner<D> {
     /// Where heads are written from: one for each record under way.
     heads: FramePool,
     turns: KeyedLocks<TrackAddress>,
+    /// As many as there are turns.
+    pages: RefCell<Vec<Box<Page>>>,
     ledger: RefCell<Ledger>,
     marks: RefCell<MarkTable>,
     changed: Signal,
     /// Why nothing is written any more.
     closed: Cell<Option<VaultError>>,
     counters: Cell<VaultCounters>,
+}
+
+/// The head of a record that is being written.
+struct HeadFrame {
+    sequence: u64,
+    oldest: u64,
+    frame: Pinned,
 }
 
 /// What room is asked for.
@@ -168,23 +207,42 @@ impl<D> Clone for Vault<D> {
 impl<D: Device> Vault<D> {
     /// Waits until nobody saves blocks of the track. What is to be saved is looked up after that: of two records of one block the later one has the greater version,
     /// so the one that counts is never retired first.
-    pub async fn turn(&self, track: TrackAddress) -> Turn {
-        Turn { track, _guard: self.inner.turns.lock(track).await }
+    pub async fn batch(&self, track: TrackAddress) -> Batch {
+        let turn = self.inner.turns.lock(track).await;
+        let page = self.inner.pages.borrow_mut().pop().expect("as many pages as turns");
+        Batch { track, _turn: turn, page }
     }
 
-    /// Saves blocks of one track, in ascending order of their indices. When it returns they survive total loss of power.
+    /// Saves blocks of one track. When it returns they survive total loss of power.
     ///
     /// # Errors
     /// [`VaultError`]. If it is not `Full`, they may or may not survive.
-    pub async fn save(&self, turn: &Turn, blocks: &[Saved]) -> Result<(), VaultError> {
-        let track = turn.track;
+    pub async fn save(&self, mut batch: Batch) -> Result<(), VaultError> {
+        let saved = self.save_page(batch.track, &mut batch.page).await;
+        self.give_up(batch);
+        saved
+    }
+
+    /// Nothing of it is to be saved after all.
+    pub fn give_up(&self, batch: Batch) {
+        let Batch { mut page, _turn: turn, .. } = batch;
+        page.blocks.clear();
+        page.segments.clear();
+        self.inner.pages.borrow_mut().push(page);
+        drop(turn);
+    }
+
+    async fn save_page(&self, track: TrackAddress, page: &mut Page) -> Result<(), VaultError> {
         let sequence = self.begin(Room::Contents).await?;
-        let written = self.write(sequence, track, blocks).await;
-        let versions = blocks.iter().map(|block| (block.index, block.entry.version));
+        let head = self.head(sequence, track, &page.blocks);
+        let segments = head.frame.segments().into_iter().chain(page.blocks.iter().map(|block| block.segment));
+        page.segments.extend(segments);
+        let written = self.write(&head, &page.segments).await;
+        let versions = page.blocks.iter().map(|block| (block.index, block.entry.version));
         self.inner.ledger.borrow_mut().add(sequence, track, versions);
         self.count(|counters| {
             counters.records += 1;
-            counters.blocks += blocks.len() as u64;
+            counters.blocks += page.blocks.len() as u64;
         });
         self.inner.changed.notify_all();
         written
@@ -271,7 +329,8 @@ impl<D: Device> Vault<D> {
     async fn write_note(&self, sequence: u64) -> Result<(), VaultError> {
         self.count(|counters| counters.bare_records += 1);
         let nothing = TrackAddress { volume: VolumeId { uuid: [0; 16], generation: 0 }, track: 0 };
-        self.write(sequence, nothing, &[]).await
+        let head = self.head(sequence, nothing, &[]);
+        self.write(&head, &head.frame.segments()).await
     }
 
     /// What is known about an `unmirrored` volume that is not clean.
@@ -380,36 +439,32 @@ impl<D: Device> Vault<D> {
         }
     }
 
-    /// Writes a record to all live keepers, and waits until all failures are on record. A record that may be missing must be the last one: an error closes the vault.
-    async fn write(&self, sequence: u64, track: TrackAddress, contents: &[Saved]) -> Result<(), VaultError> {
-        let inner = &*self.inner;
-        let oldest = inner.ledger.borrow().oldest();
-        let place = inner.heads.try_take(1).expect("a head for each record of the window");
-        let mut segments: heapless::Vec<Segment, CELL_SEGMENTS> = heapless::Vec::new();
-        let all = place.segments().into_iter().chain(contents.iter().map(|block| block.segment));
-        all.for_each(|segment| assert!(segments.push(segment).is_ok(), "a cell has {CELL_BLOCKS} blocks"));
-        place.write(0, &self.head(sequence, oldest, track, contents));
-        let lba = Lba(inner.region.start.0 + sequence % inner.cells * CELL_BLOCKS);
-        let written = self.write_everywhere(lba, &segments).await;
-        if let Err(error) = written {
-            inner.closed.set(Some(error));
-        } else {
-            inner.ledger.borrow_mut().finish(sequence, oldest);
-        }
-        drop(place);
-        inner.changed.notify_all();
-        written
-    }
-
-    fn head(&self, sequence: u64, oldest: u64, track: TrackAddress, contents: &[Saved]) -> Block {
+    /// The head of a record that was begun.
+    fn head(&self, sequence: u64, track: TrackAddress, contents: &[Saved]) -> HeadFrame {
         let inner = &*self.inner;
         let mut blocks = [None; TRACK_BLOCKS];
         for block in contents {
             blocks[block.index] = Some(block.entry);
         }
+        let oldest = inner.ledger.borrow().oldest();
         let marks = inner.marks.borrow().marks().clone();
         let head = Head { sequence, oldest, base: inner.base, epoch: inner.epoch, track, blocks, marks };
-        head.encode(inner.group, inner.cells)
+        let frame = inner.heads.try_take(1).expect("a head for each record of the window");
+        frame.write(0, &head.encode(inner.group, inner.cells));
+        HeadFrame { sequence, oldest, frame }
+    }
+
+    /// Writes a record to all live keepers, and waits until all failures are on record. A record that may be missing must be the last one: an error closes the vault.
+    async fn write(&self, head: &HeadFrame, segments: &[Segment]) -> Result<(), VaultError> {
+        let inner = &*self.inner;
+        let lba = Lba(inner.region.start.0 + head.sequence % inner.cells * CELL_BLOCKS);
+        let written = self.write_everywhere(lba, segments).await;
+        match written {
+            Ok(()) => inner.ledger.borrow_mut().finish(head.sequence, head.oldest),
+            Err(error) => inner.closed.set(Some(error)),
+        }
+        inner.changed.notify_all();
+        written
     }
 
     async fn write_everywhere(&self, lba: Lba, segments: &[Segment]) -> Result<(), VaultError> {

@@ -90,6 +90,7 @@ impl<D: Device> Vault<D> {
             keepers,
             heads,
             turns: KeyedLocks::new(WINDOW_RECORDS),
+            pages: RefCell::new((0..WINDOW_RECORDS).map(|_| Box::default()).collect()),
             ledger: RefCell::new(ledger),
             marks: RefCell::new(MarkTable::new(found.marks.clone())),
             changed: Signal::new(),

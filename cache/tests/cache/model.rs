@@ -12,7 +12,7 @@ use dyad_nvme::types::Lba;
 use dyad_reactor::{Clock, Rng, SeededRng};
 
 use super::flat::Flat;
-use super::world::{self, PLACES, Settings, World};
+use super::world::{self, End, PLACES, Settings, World};
 
 /// Operations of one seed.
 const OPERATIONS: u64 = 240;
@@ -270,7 +270,7 @@ impl Run {
             let me = usize::try_from(self.rng.below(2)).expect("two");
             self.world.start(me);
             let cut = self.world.time.now() + Duration::from_nanos(1 << (10 + self.rng.below(14)));
-            self.world.recover_until(cut, Replay::All);
+            self.world.recover_until(End::At(cut), Replay::All);
             if self.rng.below(2) == 0 {
                 self.world.lose_power();
             } else {

@@ -94,6 +94,15 @@ pub(crate) struct Director {
     pub(crate) messages: Rc<Cell<u64>>,
 }
 
+/// When something is cut short.
+#[derive(Debug, Copy, Clone)]
+pub(crate) enum End {
+    /// At a moment.
+    At(Time),
+    /// After so many moments at which something happened.
+    Steps(u64),
+}
+
 /// An operation under way.
 pub(crate) type Operation = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -107,6 +116,8 @@ pub(crate) struct World {
     pub(crate) home: usize,
     pub(crate) operations: Vec<Operation>,
     pub(crate) fabric: Fabric,
+    /// Moments so far at which something happened while [`World::run_until`] ran.
+    pub(crate) steps: u64,
     order: Shuffled<SeededRng>,
     starts: u64,
 }
@@ -136,6 +147,7 @@ impl World {
             operations: Vec::new(),
             order: Shuffled(time.rng()),
             starts: 0,
+            steps: 0,
             fabric,
             time,
             settings,
@@ -256,6 +268,8 @@ impl World {
                     cache.attach_vault(vault).await
                 })?;
             }
+            // There is nothing to lose yet.
+            Ok(None) if self.starts == 1 => {}
             Ok(None) => self.cache().lose_unmirrored(),
             Err(error) => return Err(CacheError::Vault(error)),
         }
@@ -263,13 +277,13 @@ impl World {
         Ok(())
     }
 
-    /// The same, as far as it comes by a moment.
-    pub(crate) fn recover_until(&mut self, end: Time, what: Replay) {
+    /// The same, as far as it comes. Whether it was done.
+    pub(crate) fn recover_until(&mut self, end: End, what: Replay) -> bool {
         self.home = usize::from(self.directors[0].is_none());
         self.epoch = Epoch(self.epoch.0 + 1);
         let opening = self.opening();
         let cache = self.cache();
-        let _ = self.run_until(
+        let recovering = self.run_until(
             async move {
                 if let Some(opening) = opening
                     && let Ok((vault, found)) = opening.await
@@ -280,6 +294,7 @@ impl World {
             },
             end,
         );
+        recovering.is_some()
     }
 
     /// The mirror takes over from a home that is gone, and serves; what it adopted is journalled meanwhile.
@@ -399,11 +414,12 @@ impl World {
 
     /// Runs a future, and everything beside it, until it is done.
     pub(crate) fn run<F: Future>(&mut self, future: F) -> F::Output {
-        self.run_until(future, Time::FAR_FUTURE).expect("it ends")
+        self.run_until(future, End::At(Time::FAR_FUTURE)).expect("it ends")
     }
 
-    /// Runs a future until it is done, or until a moment.
-    pub(crate) fn run_until<F: Future>(&mut self, future: F, end: Time) -> Option<F::Output> {
+    /// Runs a future until it is done, or until an end.
+    pub(crate) fn run_until<F: Future>(&mut self, future: F, end: End) -> Option<F::Output> {
+        let mut steps = 0;
         let mut future = pin!(future);
         let mut context = Context::from_waker(Waker::noop());
         loop {
@@ -414,9 +430,15 @@ impl World {
             if self.run_ready() {
                 continue;
             }
-            if self.next_moment() > end {
+            let over = match end {
+                End::At(end) => self.next_moment() > end,
+                End::Steps(end) => steps == end,
+            };
+            if over {
                 return None;
             }
+            steps += 1;
+            self.steps += 1;
             assert!(self.step(), "the future waits for something that will never happen");
         }
     }
@@ -464,8 +486,10 @@ impl World {
     /// Lets time pass.
     pub(crate) fn pass(&mut self, time: Duration) {
         let end = self.time.now() + time;
-        while self.next_moment() <= end && self.step() {}
         self.run_ready();
+        while self.next_moment() <= end && self.step() {
+            self.run_ready();
+        }
         self.time.advance_to(end.max(self.time.now()));
     }
 
@@ -505,6 +529,18 @@ impl Director {
                 }
             }
         }
+    }
+}
+
+impl Director {
+    /// Blocks that it holds for its partner.
+    pub(crate) fn mirrored(&self) -> usize {
+        self.area.borrow().as_ref().map_or(0, MirrorArea::block_count)
+    }
+
+    /// Bytes that landed in its mirror.
+    pub(crate) fn mirror_bytes(&self) -> u64 {
+        self.area.borrow().as_ref().map_or(0, |area| area.memory().copied_bytes())
     }
 }
 
