@@ -7,7 +7,8 @@
 //!
 //! - `array`: what the core is told; `connect`: how queues come to be; `controller`: the state behind CC and CSTS;
 //! - `admin`, `feature`, `identify`, `log_page`, `event`: the admin queue; `command`: I/O commands, parsed once;
-//! - `backing`, `execute`: how I/O commands are done, on whatever holds the blocks; `memory`: such a thing, for tests and benches.
+//! - `backing`, `execute`: how I/O commands are done, on whatever holds the blocks;
+//! - `cached`: a director's cache, `memory`: frames alone, for tests and benches.
 //!
 //! Transports promise: they call [`Subsystem::admit`] before an I/O command is begun and [`Subsystem::finish`] when nothing of it can
 //! land any more, also if its queue is gone meanwhile; and they have the actions done after every call.
@@ -15,6 +16,7 @@
 mod admin;
 pub mod array;
 pub mod backing;
+pub mod cached;
 pub mod command;
 mod connect;
 mod controller;
