@@ -49,6 +49,13 @@ impl Class {
     pub fn discriminator(self, service: Discriminator) -> Discriminator {
         Discriminator(service.0 + u32::try_from(self.index()).expect("there are six"))
     }
+
+    /// The class that such a service listens for at `discriminator`, if it is one of its own.
+    #[must_use]
+    pub fn at(service: Discriminator, discriminator: Discriminator) -> Option<Self> {
+        let index = discriminator.0.checked_sub(service.0)?;
+        Self::ALL.get(usize::try_from(index).ok()?).copied()
+    }
 }
 
 /// One thing for each class.
@@ -154,5 +161,12 @@ mod tests {
             Class::ALL.map(|class| class.discriminator(Discriminator(100))).into_iter().collect();
         assert_eq!(places.len(), 6);
         assert!(Class::ALL.is_sorted());
+        assert!(
+            Class::ALL
+                .map(|class| Class::at(Discriminator(100), class.discriminator(Discriminator(100))))
+                .iter()
+                .eq(Class::ALL.map(Some).iter())
+        );
+        assert_eq!([99, 106].map(|other| Class::at(Discriminator(100), Discriminator(other))), [None; 2]);
     }
 }

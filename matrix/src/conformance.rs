@@ -19,6 +19,7 @@ mod transfers;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::descriptor::offered;
 use crate::memory::{HugePages, Memory, Segment};
 use crate::provider::{
     BrokenReason, Completion, CqId, Descriptor, DescriptorError, Discriminator, Event, NetAddress, PostError,
@@ -59,9 +60,13 @@ const SERVICE: Discriminator = Discriminator(5);
 const DEPTH: u16 = 16;
 const LEN: u32 = 128 << 10;
 const TIMEOUT: Duration = Duration::from_secs(5);
-const LEVELS: [Reliability; 3] =
-    [Reliability::UnreliableDelivery, Reliability::ReliableDelivery, Reliability::ReliableReception];
 const RELIABLE: Reliability = Reliability::ReliableReception;
+
+/// The levels that the provider offers; all of them have Reliable Reception.
+fn levels(provider: &impl Provider) -> Vec<Reliability> {
+    let levels = [Reliability::UnreliableDelivery, Reliability::ReliableDelivery, Reliability::ReliableReception];
+    levels.into_iter().filter(|&level| offered(&provider.capabilities(), level).is_ok()).collect()
+}
 
 /// Nonzero bytes that differ along the way.
 fn pattern(len: u32, seed: u32) -> Vec<u8> {

@@ -24,11 +24,12 @@ use dyad_reactor::executor::Handle;
 use dyad_reactor::sync::{Inbox, Permit, Replies, Ticket};
 
 use crate::class::{Class, Credits, PerClass};
+use crate::crossover::Crossover;
 use crate::endpoint::{Endpoint, EndpointConfig, MESSAGE_BYTES_MAX, Message, TransferError};
-use crate::memory::Segment;
+use crate::memory::{Memory, Segment};
 use crate::provider::{
-    Discriminator, Event, NetAddress, PrivateData, ProtectionTag, Provider, RemoteAccess, RemoteAddress, RequestId,
-    ResourceError, Revocable, ViId,
+    Discriminator, Event, NetAddress, PrivateData, ProtectionTag, Provider, RegionHandle, RemoteAccess, RemoteAddress,
+    RequestId, ResourceError, Revocable, ViId,
 };
 
 const HEADER_BYTES: usize = 9;
@@ -150,10 +151,46 @@ impl<P: Provider> Exchange<P> {
         Ok(exchange)
     }
 
-    /// The endpoint of a class: where regions are exported and crossovers set.
+    /// The provider below.
     #[must_use]
-    pub fn endpoint(&self, class: Class) -> &Endpoint<P> {
-        &self.inner.endpoints[class]
+    pub fn provider(&self) -> &P {
+        self.inner.endpoints[Class::Membership].provider()
+    }
+
+    /// Lets peers put payload of requests into `memory`, and do by RDMA what else `access` says. It is taken back with
+    /// [`withdraw`](Self::withdraw), not with the provider.
+    ///
+    /// # Errors
+    /// As [`Provider::register`].
+    pub fn export(&self, memory: &Memory, access: RemoteAccess) -> Result<RegionHandle, ResourceError> {
+        let region = self.provider().register(memory, self.inner.config.tag, access)?;
+        if access.write {
+            Class::ALL.into_iter().for_each(|class| self.inner.endpoints[class].admit(region, memory));
+        }
+        Ok(region)
+    }
+
+    /// Revokes a region that was exported here: see [`Provider::revoke`].
+    ///
+    /// # Errors
+    /// When the handle names nothing.
+    pub fn withdraw(&self, region: RegionHandle) -> Result<(), ResourceError> {
+        Class::ALL.into_iter().for_each(|class| self.inner.endpoints[class].dismiss(region));
+        self.provider().revoke(Revocable::Region(region))
+    }
+
+    /// From now on payload goes by the provider's own crossover; before, it all goes by RDMA.
+    pub fn choose_by(&self, crossover: Crossover) {
+        Class::ALL.into_iter().for_each(|class| self.inner.endpoints[class].choose_by(crossover));
+    }
+
+    /// Listens for `service` in all classes. Requests come as the provider's events ([`Class::at`]), to be
+    /// [accepted](Self::accept).
+    ///
+    /// # Errors
+    /// When somebody listens there already.
+    pub fn listen(&self, service: Discriminator) -> Result<(), ResourceError> {
+        Class::ALL.into_iter().try_for_each(|class| self.provider().listen(class.discriminator(service)))
     }
 
     /// Connects to the node at `host` in all classes; `events` are the provider's about VIs that are being connected. `None`:
@@ -333,7 +370,7 @@ impl<P: Provider> Peer<P> {
 }
 
 /// Where no payload goes.
-const NOWHERE: RemoteAddress = RemoteAddress { region: crate::provider::RegionHandle::from_key(0), offset: 0 };
+const NOWHERE: RemoteAddress = RemoteAddress { region: RegionHandle::from_key(0), offset: 0 };
 
 impl<P: Provider> Incoming<P> {
     /// Answers. It waits for nothing that the peer must do but poll: the room for the answer was there before the request was

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    BOTH, Bed, Case, DEPTH, End, RELIABLE, SERVICE, TIMEOUT, attributes, call, join, pair, requested, settle, wait,
+    BOTH, Bed, Case, DEPTH, End, RELIABLE, SERVICE, TIMEOUT, attributes, call, join, levels, pair, requested, settle,
+    wait,
 };
 use crate::provider::{
     BrokenReason, CqId, Discriminator, Event, NetAddress, PostError, Provider, RefusedReason, Reliability, RequestId,
@@ -81,7 +82,9 @@ fn a_server_does_not_answer<B: Bed>(bed: &mut B) {
 }
 
 fn levels_must_match<B: Bed>(bed: &mut B) {
-    let a = End::new(bed.node("a"), Reliability::ReliableDelivery, BOTH);
+    let client = bed.node("a");
+    let Some(&other) = levels(&client).iter().find(|&&level| level != RELIABLE) else { return };
+    let a = End::new(client, other, BOTH);
     let b = End::new(bed.node("b"), RELIABLE, BOTH);
     b.provider.listen(SERVICE).expect("nobody listens yet");
     call(bed, &a, "b", TIMEOUT, b"");
@@ -164,8 +167,10 @@ fn names_of_what_is_gone_name_nothing<B: Bed>(bed: &mut B) {
     let to = NetAddress { host: bed.host("b"), discriminator: SERVICE };
     assert_eq!(a.provider.connect(a.vi, &to, b"", TIMEOUT), Err(unknown));
     assert_eq!(a.provider.reject(RequestId(3), b""), Err(ResourceError::Unknown("request")));
-    if !a.provider.capabilities().unreliable_delivery {
-        let attributes = attributes(a.cq, Reliability::UnreliableDelivery, BOTH);
-        assert!(matches!(a.provider.create_vi(&attributes), Err(ResourceError::State(_))));
+    for level in [Reliability::UnreliableDelivery, Reliability::ReliableDelivery] {
+        let made = a.provider.create_vi(&attributes(a.cq, level, BOTH));
+        if !levels(&a.provider).contains(&level) {
+            assert!(matches!(made, Err(ResourceError::State(_))), "{level:?} is not offered");
+        }
     }
 }

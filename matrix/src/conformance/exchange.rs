@@ -273,12 +273,9 @@ fn nodes<B: Bed>(bed: &mut B, stage: &Stage) -> Nodes<B::Provider> {
     let (handle, outstanding) = (stage.handle(), PerClass::new(outstanding));
     let config = ExchangeConfig { peers: 1, outstanding, tag: TAG, remote_access: BOTH };
     let [a, b] = ["a", "b"].map(|name| Exchange::new(&handle, &bed.node(name), config).expect("room for an exchange"));
-    for class in Class::ALL {
-        let provider = b.endpoint(class).provider();
-        provider.listen(class.discriminator(SERVICE)).expect("nobody listens yet");
-    }
+    b.listen(SERVICE).expect("nobody listens yet");
     let (events, changed) = (Rc::new(Inbox::new(16)), Signal::new());
-    let (heard, provider) = (Rc::clone(&events), a.endpoint(Class::Host).provider().clone());
+    let (heard, provider) = (Rc::clone(&events), a.provider().clone());
     stage.spawn(async move {
         loop {
             heard.push(event(&provider).await).await;
@@ -287,12 +284,12 @@ fn nodes<B: Bed>(bed: &mut B, stage: &Stage) -> Nodes<B::Provider> {
     let (server, joined) = (b.clone(), Rc::new(RefCell::new(None)));
     let (out, tell) = (Rc::clone(&joined), changed.clone());
     stage.spawn(async move {
-        let provider = server.endpoint(Class::Host).provider().clone();
+        let provider = server.provider().clone();
         let mut vis = Vec::new();
         loop {
             let Event::Requested { request, discriminator, .. } = event(&provider).await else { continue };
-            let class = Class::ALL[vis.len()];
-            assert_eq!(discriminator, class.discriminator(SERVICE), "most urgent first");
+            let class = Class::at(SERVICE, discriminator).expect("one of ours");
+            assert_eq!(class, Class::ALL[vis.len()], "most urgent first");
             vis.push(server.accept(request, class, b"welcome").await.expect("room for a VI"));
             if let Ok(vis) = <[ViId; 6]>::try_from(&vis[..]) {
                 let mut vis = vis.into_iter();
@@ -424,8 +421,9 @@ fn who_asks_a_peer_that_goes_hears_of_it<B: Bed>(bed: &mut B) {
     // With payload, for once: it is there when the request is.
     let (from, target) = (memory(), memory());
     from.write(0, b"payload").expect("in range");
-    a.endpoint(Class::Mirror).export(&from, BOTH).expect("room for a region");
-    let region = b.endpoint(Class::Mirror).export(&target, BOTH).expect("room for a region");
+    a.export(&from, BOTH).expect("room for a region");
+    let region = b.export(&target, BOTH).expect("room for a region");
+    a.choose_by(Crossover::at(8));
     let (asker, segment) = (to_b.clone(), from.segment(0, 7).expect("in range"));
     let heard = Rc::new(RefCell::new(None));
     let out = Rc::clone(&heard);
@@ -436,11 +434,10 @@ fn who_asks_a_peer_that_goes_hears_of_it<B: Bed>(bed: &mut B) {
     let server = b.clone();
     let asked = stage.play(bed, async move { server.next(Class::Mirror).await });
     assert_eq!((&asked.body[..], bytes(&target, 1000, 7)), (&b"commit"[..], b"payload".to_vec()));
-    let (parting, provider) = (to_a, a.endpoint(Class::Host).provider().clone());
-    stage.play(bed, async move { parting.part().await });
-    // Whoever takes the provider's events sees that one of the peer's VIs is gone, and parts too.
-    let _ = provider;
+    b.withdraw(region).expect("it is there");
+    stage.play(bed, async move { to_a.part().await });
     stage.settle(bed);
+    // Whoever takes the provider's events sees that one of the peer's VIs is gone, and parts too.
     let parting = to_b.clone();
     stage.play(bed, async move { parting.part().await });
     stage.settle(bed);

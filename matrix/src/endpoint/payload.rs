@@ -8,7 +8,9 @@
 use super::{Endpoint, MESSAGE_BYTES_MAX, Message, Posted, TransferError};
 use crate::crossover::{Crossover, Way};
 use crate::memory::{Memory, Segment, copy};
-use crate::provider::{Provider, RegionHandle, RemoteAccess, RemoteAddress, ResourceError, Revocable, ViId};
+use crate::provider::{
+    Provider, RegionHandle, RemoteAccess, RemoteAddress, ResourceError, Revocable, SEGMENTS_MAX, ViId,
+};
 
 /// Bytes of the address between payload and message.
 const ADDRESS_BYTES: usize = 16;
@@ -21,10 +23,22 @@ impl<P: Provider> Endpoint<P> {
     /// As [`Provider::register`].
     pub fn export(&self, memory: &Memory, access: RemoteAccess) -> Result<RegionHandle, ResourceError> {
         let region = self.inner.provider.register(memory, self.inner.config.tag, access)?;
-        if access.write && self.inner.config.remote_access.write {
-            self.inner.exports.borrow_mut().push((region, memory.clone()));
+        if access.write {
+            self.admit(region, memory);
         }
         Ok(region)
+    }
+
+    /// Lets payload in messages go into a region that is registered with the provider, as an RDMA write may.
+    pub(crate) fn admit(&self, region: RegionHandle, memory: &Memory) {
+        if self.inner.config.remote_access.write {
+            self.inner.exports.borrow_mut().push((region, memory.clone()));
+        }
+    }
+
+    /// No payload goes there any more.
+    pub(crate) fn dismiss(&self, region: RegionHandle) {
+        self.inner.exports.borrow_mut().retain(|(exported, _)| *exported != region);
     }
 
     /// Revokes a region that was exported here: see [`Provider::revoke`].
@@ -32,7 +46,7 @@ impl<P: Provider> Endpoint<P> {
     /// # Errors
     /// When the handle names nothing.
     pub fn withdraw(&self, region: RegionHandle) -> Result<(), ResourceError> {
-        self.inner.exports.borrow_mut().retain(|(exported, _)| *exported != region);
+        self.dismiss(region);
         self.inner.provider.revoke(Revocable::Region(region))
     }
 
@@ -71,7 +85,8 @@ impl<P: Provider> Endpoint<P> {
         let bytes = payload.iter().map(|segment| u64::from(segment.len)).sum();
         match self.way(bytes, message.len()) {
             _ if bytes == 0 => self.send(vi, message).await,
-            Way::Message => {
+            // The message itself takes a segment.
+            Way::Message if payload.len() < SEGMENTS_MAX => {
                 let mut tail = Message::new();
                 let parts = [&to.region.to_key().to_le_bytes()[..], &to.offset.to_le_bytes(), message];
                 parts.iter().for_each(|part| tail.extend_from_slice(part).expect("there was room for all of it"));
@@ -79,7 +94,7 @@ impl<P: Provider> Endpoint<P> {
                 self.when_there_is_room(|| self.post_message(vi, payload, &tail, immediate)).await
             }
             // If the write fails, so does what is behind it.
-            Way::Rdma => {
+            Way::Message | Way::Rdma => {
                 let write = self.rdma_write(vi, payload, to).await?;
                 let message = self.send(vi, message).await;
                 drop(write);

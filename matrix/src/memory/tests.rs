@@ -112,6 +112,20 @@ fn a_file_is_its_owners_and_published_memory_is_written_by_nobody_else() {
     published.store_u64(8, 9).unwrap();
 }
 
+#[test]
+fn shared_memory_is_populated_and_locked_if_the_limit_allows() {
+    let memory = Memory::shared("dyad-test", 64 << 10, HugePages::No).unwrap();
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let start = format!("{:x}-", memory.as_ptr().as_ptr().addr());
+    let mine: Vec<&str> = smaps.lines().skip_while(|line| !line.starts_with(&start)).take(30).collect();
+    let kib = |name| {
+        let line = mine.iter().find_map(|line| line.strip_prefix(name)).expect("the kernel tells");
+        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    assert_eq!(kib("Rss"), 64);
+    assert_eq!(kib("Locked"), if memory.locked() { 64 } else { 0 });
+}
+
 fn punch(memory: &Memory) -> nix::Result<()> {
     let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     fallocate(memory.fd().unwrap(), how, 0, i64::try_from(memory.len()).unwrap())

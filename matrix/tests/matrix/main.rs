@@ -6,6 +6,7 @@
 mod allocations;
 mod asleep;
 mod cost;
+mod crossover;
 mod processes;
 
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use dyad_matrix::conformance::{Bed, Case, cases};
 use dyad_matrix::shm::{ShmLimits, ShmProvider};
-use dyad_matrix::sim::{Fabric, FabricConfig, SimProvider};
+use dyad_matrix::sim::{CLAN, Fabric, FabricConfig, Profile, SERVERNET2, SimProvider};
 use dyad_reactor::{BootClock, Clock, Source, Time, VirtualTime};
 
 /// The simulator, with one seed.
@@ -23,9 +24,9 @@ struct SimBed {
 }
 
 impl SimBed {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, profile: Profile) -> Self {
         let time = VirtualTime::new(seed);
-        let fabric = Fabric::new(&time, FabricConfig::default());
+        let fabric = Fabric::new(&time, FabricConfig { profile, ..FabricConfig::default() });
         Self { time, fabric }
     }
 }
@@ -105,8 +106,9 @@ fn run<B: Bed>(new: impl Fn() -> B) {
 #[test]
 fn sim_conforms() {
     for seed in 0..20 {
-        println!("seed {seed}");
-        run(|| SimBed::new(seed));
+        let profile = if seed % 2 == 0 { SERVERNET2 } else { CLAN };
+        println!("seed {seed}, {}", profile.capabilities.name);
+        run(|| SimBed::new(seed, profile));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the production loop, on the machine's clock but without assumptions about its speed.
 
 use super::*;
+use nix::sched::sched_getaffinity;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::cell::{Cell, RefCell};
 use std::future::{pending, poll_fn};
@@ -151,6 +152,26 @@ fn a_sleeper_hears_its_sources_and_arms_them_around_the_sleep() {
     assert_eq!(visits.iter().filter(|visit| **visit == "work").count(), 1);
     assert_eq!(visits[0], "arm");
     assert_eq!(reactor.counters().values().source_work, 1);
+}
+
+#[test]
+fn a_reactor_stays_on_its_core() {
+    let cores = || {
+        let set = sched_getaffinity(Pid::from_raw(0)).expect("a thread has cores");
+        (0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect::<Vec<_>>()
+    };
+    // The last one, so that it is not where everything starts.
+    let core = *cores().last().expect("at least one");
+    let mut reactor =
+        Reactor::new(Options { limits: Limits { tasks: 1, timers: 0 }, max_spin: MAX_SPIN, core: Some(core) })
+            .expect("fds");
+    let stopper = reactor.stopper();
+    reactor.handle().spawn("look", async move {
+        assert_eq!(cores(), [core]);
+        stopper.stop();
+    });
+    reactor.run().expect("ran");
+    assert_eq!(reactor.counters().values().task_polls, 1);
 }
 
 #[test]
