@@ -212,6 +212,9 @@ impl<F: PciFunction> Shared<F> {
     /// From whatever state the controller is in to one that serves I/O. Commands of before have ended when this returns, with or without success.
     pub(super) async fn bring_up(&self) -> Result<DeviceInfo, AttachError> {
         let status = ControllerStatus(self.register(register::CSTS).await);
+        if status.gone() {
+            return Err(AttachError::Gone);
+        }
         if Configuration(self.register(register::CC).await).enabled() && !status.ready() && !status.fatal() {
             // Somebody has just enabled it, and must not disable it before it is ready (Base 3.1.3.5). Whether it ever is shows below.
             let _ = self.wait_ready(true).await;
@@ -271,7 +274,7 @@ impl<F: PciFunction> Shared<F> {
             (_, 8, kind @ 1..=3) => Protection::Controller { reference: kind != 3 },
             _ => return Err(unusable),
         };
-        if namespace.size == 0 {
+        if namespace.size == 0 || namespace.size > u64::MAX / BLOCK_BYTES as u64 {
             return Err(AttachError::Nonsense("size"));
         }
         self.use_shadow_doorbells(&controller).await?;
@@ -363,7 +366,7 @@ impl<F: PciFunction> Shared<F> {
     }
 
     async fn use_shadow_doorbells(&self, controller: &IdentifyController) -> Result<(), AttachError> {
-        if controller.admin_commands & oacs::DOORBELL_BUFFER == 0 {
+        if controller.admin_commands & oacs::DOORBELL_BUFFER == 0 || !self.core.borrow().io.doorbells_fit_in_a_page() {
             return Ok(());
         }
         let (shadow, event_index, command) = {

@@ -150,6 +150,12 @@ impl Channel {
         self.outstanding
     }
 
+    /// The shadow of this queue's doorbells, which lie as far apart as the controller wants them, has room in one page.
+    pub(super) fn doorbells_fit_in_a_page(&self) -> bool {
+        let last = doorbell_offset(self.layout.queue.0, Doorbell::CompletionHead, self.stride);
+        u64::from(last - dyad_nvme::register::DOORBELLS) + 4 <= PAGE
+    }
+
     /// The controller uses shadow doorbells at these offsets of the queue memory from now on.
     pub(super) fn set_shadow(&mut self, shadow: u64, event_index: u64) {
         self.shadow = Some((shadow, event_index));

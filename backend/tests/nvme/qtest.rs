@@ -16,6 +16,9 @@ use dyad_reactor::Executor;
 use crate::conformance::{self, Way};
 use crate::process::{BLOCKS, executor};
 
+const A: [u8; 16] = [0xa; 16];
+const B: [u8; 16] = [0xb; 16];
+
 /// Two controllers of one subsystem in slots 4 and 5 of bus 0, and one namespace that both have.
 const DUAL_PORTED: &[&str] = &[
     "-device",
@@ -48,9 +51,9 @@ struct Qemu {
 }
 
 impl Qemu {
-    fn new(function: QtestFunction) -> Self {
+    fn new(function: QtestFunction, host: [u8; 16]) -> Self {
         let executor = executor();
-        let driver = block_on(&executor, || 0, Driver::attach(function, &executor.handle(), [1; 16])).unwrap();
+        let driver = block_on(&executor, || 0, Driver::attach(function, &executor.handle(), host)).unwrap();
         Self { executor, driver }
     }
 
@@ -93,7 +96,7 @@ fn two_controllers_of_one_namespace() {
     let directory = tempfile::tempdir().unwrap();
     let namespace = "nvme-ns,drive=disk,bus=port0,nsid=1,logical_block_size=4096,physical_block_size=4096,shared=on,uuid=07070707-0707-0707-0707-070707070707";
     let Some(machine) = machine(directory.path(), &[DUAL_PORTED, &["-device", namespace]].concat()) else { return };
-    let [a, b] = [4, 5].map(|slot| Qemu::new(machine.function(slot).unwrap()));
+    let [a, b] = [(4, A), (5, B)].map(|(slot, host)| Qemu::new(machine.function(slot).unwrap(), host));
     assert_eq!(a.driver.info(), b.driver.info(), "two ways to one medium");
     assert_eq!(a.driver.info().id.0, [7; 16]);
     conformance::blocks(&a);
@@ -112,10 +115,13 @@ fn two_controllers_of_one_namespace() {
     assert_eq!((a.driver.resets(), b.driver.resets()), (1, 0));
     assert_eq!((a.write(&memory, 6, 0x66), b.read(&memory, 6)), (Ok(()), Ok(0x66)));
     conformance::blocks(&a);
-    // QEMU has no reservations: a device that cannot be fenced is in no pair, and says so.
-    assert!(!a.driver.info().reservations);
-    let register = ReservationOp::Register { key: ReservationKey(1) };
-    assert_eq!(a.run(a.driver.reserve(register)), Err(DeviceError::Rejected));
+    if a.driver.info().reservations {
+        conformance::reservations(&a, &b, [A, B]);
+    } else {
+        // As in QEMU 7.2: a device that cannot be fenced is in no pair, and says so.
+        let register = ReservationOp::Register { key: ReservationKey(1) };
+        assert_eq!(a.run(a.driver.reserve(register)), Err(DeviceError::Rejected));
+    }
 }
 
 #[test]
@@ -128,7 +134,7 @@ fn protection_information() {
         let Some(machine) = machine(directory.path(), &[DUAL_PORTED, &["-device", &namespace]].concat()) else {
             return;
         };
-        let way = Qemu::new(machine.function(4).unwrap());
+        let way = Qemu::new(machine.function(4).unwrap(), A);
         conformance::blocks(&way);
     }
 }
@@ -146,7 +152,7 @@ fn a_controller_that_is_pulled_out_and_plugged_in() {
     };
     let Some(machine) = machine(directory.path(), &devices) else { return };
     machine.plug(&controller("first")).unwrap();
-    let a = Qemu::new(machine.function_behind(PORT).unwrap());
+    let a = Qemu::new(machine.function_behind(PORT).unwrap(), A);
     let memory = a.memory(8192);
     a.write(&memory, 5, 0x55).unwrap();
     machine.unplug("first", PORT).unwrap();
@@ -154,7 +160,7 @@ fn a_controller_that_is_pulled_out_and_plugged_in() {
     assert!(a.driver.failed());
     assert!(matches!(machine.function_behind(PORT), Err(QtestError::NoDevice { .. })));
     machine.plug(&controller("second")).unwrap();
-    let again = Qemu::new(machine.function_behind(PORT).unwrap());
+    let again = Qemu::new(machine.function_behind(PORT).unwrap(), A);
     assert_eq!(again.driver.info(), a.driver.info(), "the same medium");
     again.driver.map(&memory).unwrap();
     assert_eq!(again.read(&memory, 5), Ok(0x55));

@@ -124,6 +124,29 @@ fn registers_that_cannot_be() {
 }
 
 #[test]
+fn doorbells_that_are_nowhere() {
+    let rig = rig();
+    let liar = Liar { inner: rig.function(0), cap: None, csts: None, deaf: false, queues: Rc::default() };
+    let Poll::Ready(cap) = liar.inner.read64(register::CAP) else { panic!("registers in memory") };
+    let handle = rig.executor.handle();
+    // The admin queue's first doorbell is where it always is, so it is found; the I/O queue's are not.
+    let a = rig.run(Driver::attach(Liar { cap: Some(cap | 15 << 32), ..liar }, &handle, A)).expect("attached");
+    let memory = Memory::anonymous(4096);
+    a.map(&memory).unwrap();
+    let read = a.submit(Io::Read { lba: Lba(0), segments: &[segment(&memory, 0, 1)] }).unwrap();
+    let polled = async {
+        let mut read = pin!(read);
+        std::future::poll_fn(|cx| {
+            a.poll();
+            read.as_mut().poll(cx)
+        })
+        .await
+    };
+    assert_eq!(rig.run(polled), Err(DeviceError::Aborted));
+    assert_eq!(a.resets(), 1);
+}
+
+#[test]
 fn identify_data_that_cannot_be() {
     use AttachError as E;
     let controller = |change: fn(&mut [u8; 4096])| {
@@ -153,6 +176,7 @@ fn identify_data_that_cannot_be() {
     assert!(!controller(|page| page[96] = 0).unwrap().reservations, "no 128-bit Host Identifier");
     assert!(!namespace(|page| page[31] = 0x7f).unwrap().reservations, "no IEKEY");
     assert!(matches!(namespace(|page| page[..8].fill(0)), Err(E::Nonsense(_))));
+    assert!(matches!(namespace(|page| page[7] = 0x10), Err(E::Nonsense(_))), "more bytes than can be counted");
     assert!(matches!(namespace(|page| page[26] = 9), Err(E::Format { data: None, .. })));
     assert!(matches!(namespace(|page| page[130] = 9), Err(E::Format { data: Some(512), .. })));
     assert!(matches!(namespace(|page| page[130] = 200), Err(E::Format { data: None, .. })));
