@@ -8,8 +8,9 @@
 //!
 //! **Trust.** Nothing that a peer writes is believed: ring positions, lengths and flags are read once into our own memory
 //! and checked; files must be sealed against shrinking, as long as they are said to be, and not of huge pages (which their
-//! owner could take back); what leads to memory of ours is computed here. A peer that lies ends its own connection (`Protocol`) and nothing else. What it can do to itself (claim
-//! that it is open, or awake, or that more regions are coming) ends at a bound or costs a system call.
+//! owner could take back); what leads to memory of ours is computed here. A peer that lies ends its own connection
+//! (`Protocol`) and nothing else. What it can do to itself (claim that it is open, or awake, or that more regions are coming)
+//! ends at a bound or costs a system call.
 //!
 //! **Death.** A peer can be killed at any instruction: an entry whose stamp is missing was never sent, mappings outlive their
 //! maker, and sealed files do not shrink. Its socket and its pidfd tell the agent.

@@ -18,10 +18,11 @@ type Mask = [u64; NODES / 64];
 pub(super) unsafe fn interleave(start: NonNull<u8>, len: usize) -> Result<(), Errno> {
     let mut nodes: Mask = [0; NODES / 64];
     let bits = libc::c_long::try_from(NODES).expect("it is small");
-    let nothing = std::ptr::null_mut::<libc::c_int>();
+    let (nothing, nowhere) = (std::ptr::null_mut::<libc::c_int>(), std::ptr::null_mut::<libc::c_void>());
     // SAFETY: the kernel writes at most `bits` bits of `nodes`, and no policy, because none is asked for.
-    let asked =
-        unsafe { libc::syscall(libc::SYS_get_mempolicy, nothing, nodes.as_mut_ptr(), bits, 0, MPOL_F_MEMS_ALLOWED) };
+    let asked = unsafe {
+        libc::syscall(libc::SYS_get_mempolicy, nothing, nodes.as_mut_ptr(), bits, nowhere, MPOL_F_MEMS_ALLOWED)
+    };
     // ENOSYS: a kernel without NUMA has one node, and all is well.
     match Errno::result(asked) {
         Err(Errno::ENOSYS) => return Ok(()),

@@ -1,17 +1,24 @@
 //! What a message or an RDMA costs besides its instructions: nothing (DESIGN 8, Counting).
 
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use dyad_matrix::class::{Class, PerClass};
+use dyad_matrix::crossover::Crossover;
+use dyad_matrix::exchange::{Exchange, ExchangeConfig, Payload, Peer};
 use dyad_matrix::memory::{HugePages, Memory, Segment};
 use dyad_matrix::provider::{
     Completion, CqId, Descriptor, Discriminator, Event, NetAddress, ProtectionTag, Provider, RegionHandle, Reliability,
     RemoteAccess, RemoteAddress, SendOperation, ViAttributes, ViId,
 };
 use dyad_matrix::shm::{ShmLimits, ShmProvider};
-use dyad_reactor::Source;
+use dyad_reactor::sync::Inbox;
+use dyad_reactor::{BootClock, Executor, Fifo, Limits, Source};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use crate::allocations;
@@ -141,6 +148,121 @@ fn a_busy_connection_neither_allocates_nor_calls_the_kernel_and_copies_what_it_m
         for round in 0..COUNTED {
             everything(&mut a, &mut b, round);
         }
+        report.store(allocations::of_this_thread() - before, Ordering::Release);
+        nix::unistd::pause();
+    });
+    while allocated.load(Ordering::Acquire) == u64::MAX {
+        assert!(!thread.is_finished(), "it failed while warming up");
+        std::thread::yield_now();
+    }
+    assert_eq!(allocated.load(Ordering::Acquire), 0);
+}
+
+/// Two nodes that exchange requests, in one thread.
+struct Talk {
+    executor: Executor,
+    providers: [ShmProvider; 2],
+    /// Requests to be made, and how many were answered.
+    wanted: Rc<Inbox<()>>,
+    answered: Rc<Cell<u64>>,
+}
+
+impl Talk {
+    fn new(directory: &std::path::Path) -> Self {
+        let executor = Executor::new(Limits { tasks: 64, timers: 16 }, Rc::new(BootClock));
+        let handle = executor.handle();
+        let providers =
+            ["a", "b"].map(|name| ShmProvider::new(&directory.join(name), 1, ShmLimits::default()).unwrap());
+        let config = ExchangeConfig { peers: 1, outstanding: PerClass::new(|_| 2), tag: TAG, remote_access: BOTH };
+        let [a, b] = providers.each_ref().map(|provider| Exchange::new(&handle, provider, config).unwrap());
+        b.listen(Discriminator(1)).unwrap();
+        let [ours, theirs] = [&a, &b].map(|exchange| {
+            let memory = Memory::shared("dyad-test", 8192, HugePages::No).unwrap();
+            let region = exchange.export(&memory, BOTH).unwrap();
+            (memory, region)
+        });
+        a.choose_by(Crossover::at(200));
+        let (server, joined) = (b.clone(), Rc::new(RefCell::new(Vec::<Peer<ShmProvider>>::new())));
+        let out = Rc::clone(&joined);
+        handle.spawn("accept", async move {
+            let mut vis = Vec::new();
+            loop {
+                let event = poll_fn(|cx| server.provider().poll_event(cx)).await;
+                if let Event::Requested { request, discriminator, .. } = event {
+                    let class = Class::at(Discriminator(1), discriminator).unwrap();
+                    vis.push(server.accept(request, class, b"").await.unwrap());
+                    if let Ok(vis) = <[ViId; 6]>::try_from(&vis[..]) {
+                        let mut vis = vis.into_iter();
+                        out.borrow_mut().push(server.join(PerClass::new(|_| vis.next().unwrap())).unwrap());
+                    }
+                }
+            }
+        });
+        for class in Class::ALL {
+            let server = b.clone();
+            handle.spawn("serve", async move {
+                loop {
+                    let asked = server.next(class).await;
+                    let body = asked.body.clone();
+                    asked.answer(&body).await.unwrap();
+                }
+            });
+        }
+        let (events, wanted, answered) = (Rc::new(Inbox::new(16)), Rc::new(Inbox::new(64)), Rc::new(Cell::new(0)));
+        let (heard, client) = (Rc::clone(&events), a.clone());
+        handle.spawn("events", async move {
+            loop {
+                heard.push(poll_fn(|cx| client.provider().poll_event(cx)).await).await;
+            }
+        });
+        let (host, timers) = (directory.join("b").to_str().unwrap().to_owned(), handle.clone());
+        let (orders, count) = (Rc::clone(&wanted), Rc::clone(&answered));
+        handle.spawn("ask", async move {
+            let timeout = Duration::from_secs(60);
+            let (peer, _) = a.connect(&timers, &events, &host, Discriminator(1), b"", timeout).await.unwrap();
+            for round in 0_usize.. {
+                orders.next().await;
+                // In the message, by RDMA, and none.
+                let len = [64, 4096, 0][round % 3];
+                let from = [ours.0.segment(0, len).unwrap()];
+                let to = RemoteAddress { region: theirs.1, offset: 100 };
+                let payload = (len > 0).then_some(Payload { from: &from, to });
+                peer.request(Class::ALL[round % 6], payload, b"question").await.unwrap();
+                count.set(count.get() + 1);
+            }
+        });
+        executor.seal();
+        Self { executor, providers, wanted, answered }
+    }
+
+    fn talk(&mut self, count: u64) {
+        let end = self.answered.get() + count;
+        for _ in 0..count {
+            assert!(self.wanted.try_push(()).is_ok());
+        }
+        while self.answered.get() < end {
+            self.executor.run_until_idle(&mut Fifo);
+            let work: usize = self.providers.iter_mut().map(Source::poll).sum();
+            if work == 0 && self.answered.get() == 0 {
+                // They are being connected.
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+#[test]
+fn requests_and_answers_neither_allocate_nor_call_the_kernel() {
+    let allocated = Arc::new(AtomicU64::new(u64::MAX));
+    let report = Arc::clone(&allocated);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_owned();
+    let thread = std::thread::spawn(move || {
+        let mut talk = Talk::new(&path);
+        (0..WARM_UP).for_each(|_| talk.talk(12));
+        forbid_system_calls();
+        let before = allocations::of_this_thread();
+        (0..COUNTED / 12).for_each(|_| talk.talk(12));
         report.store(allocations::of_this_thread() - before, Ordering::Release);
         nix::unistd::pause();
     });
