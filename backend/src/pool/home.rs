@@ -623,6 +623,7 @@ impl<G: Ground> Pool<G> {
             let _turn = self.0.recycler.acquire(1).await;
             if self.0.table.borrow().ready() == 0 {
                 self.recycle().await?;
+                assert!(self.0.table.borrow().ready() > 0, "a slice is kept for every entry that waits for one");
             }
         }
     }

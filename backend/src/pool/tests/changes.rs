@@ -5,8 +5,9 @@ use proptest::prelude::*;
 
 use super::super::*;
 use super::array::{Array, Outcome, thin, track};
-use super::ground::{FakeGround, grounds};
+use super::ground::{FakeGround, Pace, grounds};
 use super::{group, run, run_for, uuid};
+use crate::format::share::{self, Change, Header, Record};
 use crate::raid::GroupError;
 
 /// One group with eight slices of two stripes; an extent is a track, so four of them fill a slice.
@@ -135,6 +136,19 @@ fn full_allocation_keeps_its_promise() {
     array.check();
     array.reopen(None);
     array.check();
+}
+
+/// Its making was cut short between the share and its slices: whoever opens the pool keeps them for it before anybody else can take them.
+#[test]
+fn full_allocation_that_was_cut_short_keeps_its_promise() {
+    let mut array = small();
+    let ids = array.ids();
+    array.grounds[0].die_after(2);
+    assert_eq!(array.create(uuid(1), track(), 13, Allocation::Full, ids), Outcome::Died);
+    array.grounds[0].live();
+    let pool = run(Pool::open(array.grounds[0].clone())).expect("a pool");
+    assert_eq!(pool.volumes().len(), 1);
+    assert_eq!(pool.space().in_use + pool.space().reserved, 4);
 }
 
 /// PROTOCOLS 13: delete and slice reuse with old maps.
@@ -270,7 +284,7 @@ fn a_table_that_is_full_takes_no_other_volume() {
 fn a_change_that_is_dropped_closes_the_pool() {
     let array = small();
     let pool = only(&array);
-    array.grounds[0].0.slow.set(true);
+    array.grounds[0].0.pace.set(Pace::Random);
     let mut dropped = 0;
     for polls in 1..20 {
         let pool = run(Pool::open(array.grounds[0].clone())).expect("a pool");
@@ -302,7 +316,7 @@ fn a_slice_costs_one_append_and_many_that_wait_together_share_it() {
     for position in (8..48).step_by(4) {
         assert_eq!(pool.admit(id, position), Ok(true));
     }
-    array.grounds[0].0.slow.set(true);
+    array.grounds[0].0.pace.set(Pace::Polls(3));
     let mut waiting: Vec<_> = (8..48).step_by(4).map(|p| Box::pin(pool.settle(id, p..p + 1))).collect();
     let mut polls = 0;
     while !waiting.is_empty() {
@@ -311,6 +325,7 @@ fn a_slice_costs_one_append_and_many_that_wait_together_share_it() {
         polls += 1;
         assert!(polls < 1000);
     }
+    array.grounds[0].0.pace.set(Pace::AtOnce);
     assert_eq!(appends() - before, 1 + 2, "the first one alone, those that came meanwhile together");
     assert_eq!(array.deallocate(a, 0, 128 * 16), Outcome::Done);
     assert_eq!(appends() - before, 1 + 2 + 1, "however many slices");
@@ -355,6 +370,19 @@ fn a_log_without_its_last_change_is_the_log_before_it_and_without_another_one_is
         assert_eq!(*ground.0.shares.borrow(), spoiled, "and nothing was written");
         *ground.0.shares.borrow_mut() = before;
         assert_eq!(volumes(&ground), Ok(2));
+    }
+}
+
+/// A block of a snapshot that was cut short must not be taken for a change of the log that is begun there next.
+#[test]
+fn the_number_of_a_log_that_was_cut_short_is_not_used_again() {
+    let (ground, _) = with_changes();
+    let stale = Record { volume: uuid(9), change: Change::Gone };
+    let header = Header { log: 2, snapshot: 2, fresh: 0, slice_stripes: 2 };
+    spoil(&ground, 1, |_, block| share::encode(block, group(1), 1, &header, &[stale]));
+    for _ in 0..3 {
+        let pool = run(Pool::open(ground.clone())).expect("a pool");
+        assert_eq!(pool.volumes().len(), 2);
     }
 }
 

@@ -17,6 +17,14 @@ use crate::raid::GroupError;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
+/// How long commands take.
+#[derive(Debug, Copy, Clone)]
+pub(super) enum Pace {
+    AtOnce,
+    Polls(u64),
+    Random,
+}
+
 pub(super) struct State {
     facts: Facts,
     memory: Memory,
@@ -29,8 +37,7 @@ pub(super) struct State {
     pub(super) lost: Cell<Option<usize>>,
     /// Blocks that cannot be zeroed.
     pub(super) bad: Cell<Option<u64>>,
-    /// Whether commands take a while.
-    pub(super) slow: Cell<bool>,
+    pub(super) pace: Cell<Pace>,
 }
 
 #[derive(Clone)]
@@ -59,7 +66,7 @@ pub(super) fn grounds(count: u8, stripes: u64, share_blocks: u64, copies: usize,
             budget: Rc::clone(&budget),
             lost: Cell::new(None),
             bad: Cell::new(None),
-            slow: Cell::new(false),
+            pace: Cell::new(Pace::AtOnce),
         }))
     };
     (1..=count).map(ground).collect()
@@ -105,7 +112,12 @@ impl FakeGround {
     }
 
     async fn wait(&self) {
-        let mut polls = if self.0.slow.get() { self.draw(4) } else { 0 };
+        let mut polls = match self.0.pace.get() {
+            Pace::AtOnce => 0,
+            Pace::Polls(polls) => polls,
+            Pace::Random if self.draw(8) == 0 => self.draw(60),
+            Pace::Random => self.draw(4),
+        };
         poll_fn(|cx| {
             if polls == 0 {
                 return Poll::Ready(());

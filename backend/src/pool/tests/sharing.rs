@@ -11,7 +11,7 @@ use dyad_reactor::{Executor, Limits, Rng, SeededRng, Shuffled, VirtualTime};
 
 use super::super::*;
 use super::array::{Array, thin};
-use super::ground::FakeGround;
+use super::ground::{FakeGround, Pace};
 
 /// Blocks of a slice: four extents of a track.
 const SLICE: u64 = 64;
@@ -193,7 +193,7 @@ fn one_seed(seed: u64, seen: &mut Seen) {
         })
         .collect();
     for _ in 0..4 {
-        array.grounds[0].0.slow.set(true);
+        array.grounds[0].0.pace.set(Pace::Random);
         if rng.one_in(2) {
             array.grounds[0].die_after(1 + rng.below(60));
         }
@@ -225,7 +225,7 @@ fn one_seed(seed: u64, seen: &mut Seen) {
         seen.died += u64::from(array.grounds[0].dead());
         drop(executor);
         // The next director; the owners know what they know.
-        array.grounds[0].0.slow.set(false);
+        array.grounds[0].0.pace.set(Pace::AtOnce);
         for one in &owned {
             let description = one.description.borrow().clone();
             array.model.remove(&description.uuid());
