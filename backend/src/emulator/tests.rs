@@ -138,45 +138,31 @@ fn registers_as_a_host_finds_them() {
     assert_eq!(host.subsystem.read32(1, register::CSTS), 0, "the other port is another controller");
 }
 
+/// What Linux sends at attach, word by word, is in `qtest::linux`, for this controller and QEMU's.
 #[test]
-fn everything_that_linux_asks_at_attach() {
+fn two_namespaces_and_an_event_that_waits() {
     let mut host = Host::new();
     let none = NamespaceId::NONE;
     let controller = IdentifyController::from_bytes(&host.identify(cns::CONTROLLER, none).unwrap());
     assert_eq!((controller.namespaces, controller.controller), (2, ControllerId(1)));
-    assert!(controller.nqn.starts_with(b"nqn."));
-    assert!(host.identify(cns::CONTROLLER_CSI, none).is_ok());
     assert!(host.log(log::EFFECTS, 4096).unwrap()[1024 + 4] & 1 == 1, "Write is supported");
-    assert!(host.log(log::FIRMWARE, 512).unwrap()[0] == 1);
-    assert_eq!(
-        host.admin(SubmissionEntry::set_features(feature::NUMBER_OF_QUEUES, none, 0x0007_0007)),
-        Ok(0x000f_000f)
-    );
-    let timestamp = SubmissionEntry::set_features(feature::TIMESTAMP, none, 0).with_prp(BASE + DATA, 0);
-    assert_eq!(host.admin(timestamp), Ok(0));
-    let behavior = SubmissionEntry::set_features(feature::HOST_BEHAVIOR, none, 0).with_prp(BASE + DATA, 0);
-    assert_eq!(host.admin(behavior), Ok(0));
+    let queues = SubmissionEntry::set_features(feature::NUMBER_OF_QUEUES, none, 0x0007_0007);
+    assert_eq!(host.admin(queues), Ok(0x000f_000f));
     let events = SubmissionEntry::set_features(feature::ASYNC_EVENT_CONFIG, none, event_config::NAMESPACE_ATTRIBUTE);
     assert_eq!(host.admin(events), Ok(0));
-    let doorbells = SubmissionEntry::doorbell_buffer_config(BASE + 0x10000, BASE + 0x11000);
-    assert_eq!(host.admin(doorbells), Ok(0));
     let list = host.identify(cns::ACTIVE_NAMESPACES, none).unwrap();
     assert_eq!(list[..12], [1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(host.identify(cns::ACTIVE_NAMESPACES, NamespaceId(1)).unwrap()[..8], [2, 0, 0, 0, 0, 0, 0, 0]);
     for id in [NamespaceId(1), NamespaceId(2)] {
         let descriptors = NamespaceDescriptors::from_bytes(&host.identify(cns::DESCRIPTORS, id).unwrap());
-        assert_eq!(descriptors.command_set, Some(0));
         assert_eq!(descriptors.uuid, Some([u8::try_from(id.0).unwrap(); 16]));
         let namespace = IdentifyNamespace::from_bytes(&host.identify(cns::NAMESPACE, id).unwrap());
         assert_eq!((namespace.size, namespace.block_bytes()), (256, Some(4096)));
         assert!(host.identify(cns::NAMESPACE_INDEPENDENT, id).unwrap()[14] & 1 == 1, "ready");
-        assert!(host.identify(cns::NAMESPACE_CSI, id).is_ok());
     }
     let smart = SmartLog::from_bytes(host.log(log::SMART, 512).unwrap()[..512].try_into().unwrap());
     assert_eq!((smart.critical_warning, smart.spare_percent), (0, 100));
     assert!(host.send(0, SubmissionEntry::async_event_request()).is_none(), "it waits for an event");
-    let power = SubmissionEntry::get_features(feature::POWER_MANAGEMENT, none);
-    assert_eq!(host.admin(power), Ok(0));
 }
 
 #[test]

@@ -224,6 +224,20 @@ fn flushed_blocks_and_reservations_survive_the_shelf() {
 }
 
 #[test]
+fn an_idle_shelf_costs_nothing() {
+    const SECONDS: u64 = 3;
+    let directory = tempfile::tempdir().unwrap();
+    let shelf = Role::start("shelf", directory.path());
+    let a = Side::new(directory.path(), 0, A);
+    a.write(1, 1).unwrap();
+    let before = shelf.processor_time();
+    assert_eq!(nix::poll::poll(&mut [], 1000 * u16::try_from(SECONDS).unwrap()), Ok(0));
+    let used = shelf.processor_time() - before;
+    assert!(used <= 2 * SECONDS, "{used} % of {SECONDS} s: more than 2 % (DESIGN 8)");
+    assert_eq!(a.read(1), Ok(1));
+}
+
+#[test]
 fn an_idle_shelf_sleeps_and_wakes() {
     let directory = tempfile::tempdir().unwrap();
     let _shelf = Role::start("shelf", directory.path());
