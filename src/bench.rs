@@ -25,6 +25,8 @@ enum What {
     Matrix,
     /// The NVMe driver, the emulated controller, and the shelf over vfio-user
     Nvme,
+    /// The caches of two directors over shared memory: hits, mirrored and unmirrored writes, destage
+    Cache,
     /// Parity beside memcpy, commands per write, a group beside the sum of its devices, a rebuild beside hosts
     Raid,
     /// Directors are killed, stopped and started again under load: how long until it goes on, and what was lost
@@ -47,6 +49,7 @@ enum What {
 enum PeerName {
     Matrix,
     Nvme,
+    Cache,
 }
 
 /// Measures.
@@ -54,6 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let (name, figures) = match &arguments.what {
         What::Matrix => ("matrix", measure("matrix", matrix)),
         What::Nvme => ("nvme", measure("nvme", nvme)),
+        What::Cache => ("cache", measure("cache", cache)),
         What::Raid => ("raid", dyad_backend::bench::raid::run_raid(progress).map_err(|error| error.to_string())),
         What::Takeover { rounds } => ("takeover", takeover(*rounds)),
         What::Peer { name, directory } => {
@@ -61,6 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
             let served = match name {
                 PeerName::Matrix => dyad_matrix::bench::serve(directory).map_err(|error| error.to_string()),
                 PeerName::Nvme => dyad_backend::bench::serve(directory).map_err(|error| error.to_string()),
+                PeerName::Cache => dyad_cache::bench::serve(directory).map_err(|error| error.to_string()),
             };
             return served.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS);
         }
@@ -106,6 +111,10 @@ fn matrix(peer: &mut Command, directory: PathBuf) -> Result<Vec<Row>, String> {
 
 fn nvme(peer: &mut Command, directory: PathBuf) -> Result<Vec<Row>, String> {
     dyad_backend::bench::run(peer, &directory, progress).map_err(|error| error.to_string())
+}
+
+fn cache(peer: &mut Command, directory: PathBuf) -> Result<Vec<Row>, String> {
+    dyad_cache::bench::run(peer, &directory, progress).map_err(|error| error.to_string())
 }
 
 fn progress(line: &str) {

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod authority;
+pub mod bench;
 pub mod counters;
 pub mod home;
 pub mod link;

@@ -82,8 +82,8 @@ pub enum Mutation {
     LentBuffersAreReused,
     /// PROTOCOLS 6.4: a flush is answered although the vault would bring back something older than media.
     StaleRecordsStay,
-    /// PROTOCOLS 6.4: replay takes the last record of a block, not its greatest version.
-    LastRecordWins,
+    /// PROTOCOLS 6.4: saves of one track overtake each other, so that the record that counts may be retired before an older one.
+    SavesOvertake,
     /// PROTOCOLS 6.4, 4.3: the vault is retired before adopted slots are in it.
     RetireBeforeJournal,
     /// PROTOCOLS 6.4: replay retires the vault before media has what it had.
@@ -98,7 +98,7 @@ impl Mutation {
     /// Those that the model of the cache must find (`cache/tests/cache`): what they break is not in every director yet.
     pub const OF_THE_VAULT: [Self; 6] = [
         Self::StaleRecordsStay,
-        Self::LastRecordWins,
+        Self::SavesOvertake,
         Self::RetireBeforeJournal,
         Self::RetireBeforeMedia,
         Self::SavedBeforeDurable,

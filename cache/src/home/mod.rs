@@ -149,6 +149,7 @@ struct Inner<S: Store, P> {
     /// Where the next batch of destage begins.
     destage_from: Cell<Option<TrackAddress>>,
     /// What destages by lanes work in; one for each command.
+    #[expect(clippy::vec_box, reason = "a lane holds the box, and not what is in it")]
     pages: RefCell<Vec<Box<destage::Page>>>,
     pace: Pace,
     /// Fires when something became dirty, clean, or stopped destaging.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dyad_backend::raid::GroupError;
-use dyad_matrix::frames::{FRAME_BYTES, FrameIndex};
+use dyad_matrix::frames::{FRAME_BYTES, FrameIndex, Pinned};
 use dyad_matrix::{Memory, Provider, Segment};
 use dyad_nvme::types::Lba;
 use dyad_reactor::Time;
@@ -72,27 +72,35 @@ impl<S: Store, P: Provider> Cache<S, P> {
     /// # Errors
     /// [`CacheError::Group`]: some blocks cannot be read or written.
     pub async fn equalise(&self) -> Result<(), CacheError> {
-        let inner = &*self.inner;
-        for place in inner.volumes.values() {
+        for place in self.inner.volumes.values() {
             for track in 0..place.blocks / TRACK_BLOCKS as u64 {
-                let range = TrackRange::whole(TrackAddress { volume: place.id, track });
+                let track = TrackAddress { volume: place.id, track };
                 let frames = self.take_frames(TRACK_BLOCKS, Time::FAR_FUTURE).await?;
-                let lba = self.group_lba(range)?;
-                match self.equalise_blocks(lba, &frames.segments()).await {
-                    // Block by block then: one that no leg can read stays an error for whoever reads it.
-                    Err(CacheError::Group(GroupError::Media)) => {
-                        for (lba, frame) in (lba.0..).map(Lba).zip(frames.frames()) {
-                            match self.equalise_blocks(lba, &[inner.pool.segment(*frame)]).await {
-                                Ok(()) | Err(CacheError::Group(GroupError::Media)) => {}
-                                Err(error) => return Err(error),
-                            }
-                        }
-                    }
-                    other => other?,
-                }
+                // A home that stays one may have a destage on its way, begun before the pair broke: what was there before must not go over it.
+                self.begin_media_write(track).await;
+                let equal = self.equalise_track(track, &frames).await;
+                self.end_media_write(track);
+                equal?;
             }
         }
         Ok(())
+    }
+
+    async fn equalise_track(&self, track: TrackAddress, frames: &Pinned) -> Result<(), CacheError> {
+        let lba = self.group_lba(TrackRange::whole(track))?;
+        match self.equalise_blocks(lba, &frames.segments()).await {
+            // Block by block then: one that no leg can read stays an error for whoever reads it.
+            Err(CacheError::Group(GroupError::Media)) => {
+                for (lba, frame) in (lba.0..).map(Lba).zip(frames.frames()) {
+                    match self.equalise_blocks(lba, &[self.inner.pool.segment(*frame)]).await {
+                        Ok(()) | Err(CacheError::Group(GroupError::Media)) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     async fn equalise_blocks(&self, lba: Lba, segments: &[Segment]) -> Result<(), CacheError> {
@@ -282,9 +290,7 @@ fn newest(found: &Found) -> BTreeMap<TrackAddress, [Option<(usize, usize)>; TRAC
         let blocks = head.blocks.iter().enumerate().filter_map(|(index, block)| Some((index, block.as_ref()?)));
         for (nth, (index, block)) in blocks.enumerate() {
             let known = places[index].and_then(|(record, _)| found.records[record].blocks[index]);
-            let older =
-                known.is_some_and(|known| known.version > block.version) && !is_active(Mutation::LastRecordWins);
-            if !older {
+            if known.is_none_or(|known| known.version <= block.version) {
                 places[index] = Some((record, nth));
             }
         }
