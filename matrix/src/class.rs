@@ -68,6 +68,18 @@ impl<T> PerClass<T> {
         Self(Class::ALL.map(make))
     }
 
+    /// Those of `things`, most urgent first.
+    ///
+    /// # Panics
+    /// If there are more or fewer than classes.
+    #[must_use]
+    pub fn of(things: &[T]) -> Self
+    where
+        T: Copy,
+    {
+        Self(things.try_into().expect("one for each class"))
+    }
+
     /// What `make` makes for each, unless it fails.
     ///
     /// # Errors

@@ -107,7 +107,8 @@ impl<P> Clone for Endpoint<P> {
     }
 }
 
-/// A posted descriptor: resolves when it completes.
+/// A posted descriptor: resolves when it completes. Until it is awaited or dropped it has a place among as many as all VIs of
+/// the endpoint may have in flight: who posts many awaits them soon.
 #[must_use = "the memory stays in use until this resolves"]
 pub struct Posted {
     pending: Pending<Result<u32, DescriptorError>>,

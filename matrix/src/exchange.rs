@@ -204,22 +204,22 @@ impl<P: Provider> Exchange<P> {
         private_data: &[u8],
         timeout: Duration,
     ) -> Option<(Peer<P>, PrivateData)> {
-        let mut vis = [ViId(0); Class::ALL.len()];
+        let mut vis = heapless::Vec::<ViId, { Class::ALL.len() }>::new();
         let mut said = PrivateData::new();
-        for (place, class) in Class::ALL.into_iter().enumerate() {
+        for class in Class::ALL {
             let to = NetAddress { host: host.to_owned(), discriminator: class.discriminator(service) };
-            let endpoint = &self.inner.endpoints[class];
-            let Some((vi, answer)) = endpoint.connect(handle, events, &to, private_data, timeout).await else {
-                for (class, vi) in Class::ALL.into_iter().zip(&vis[..place]) {
-                    self.inner.endpoints[class].close(*vi).await;
-                }
-                return None;
-            };
-            (vis[place], said) = (vi, answer);
+            let connecting = self.inner.endpoints[class].connect(handle, events, &to, private_data, timeout);
+            let Some((vi, answer)) = connecting.await else { break };
+            assert!(vis.push(vi).is_ok(), "there is one for each class");
+            said = answer;
         }
-        let mut vis = vis.into_iter();
-        let vis = PerClass::new(|_| vis.next().expect("there is one for each class"));
-        Some((self.join(vis)?, said))
+        let peer = if vis.is_full() { self.join(PerClass::of(&vis)) } else { None };
+        if peer.is_none() {
+            for (class, vi) in Class::ALL.into_iter().zip(&vis) {
+                self.inner.endpoints[class].close(*vi).await;
+            }
+        }
+        Some((peer?, said))
     }
 
     /// Takes a request for a connection in `class`.

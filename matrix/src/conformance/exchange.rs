@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::rc::Rc;
 
 use dyad_reactor::executor::Handle;
-use dyad_reactor::sync::{Inbox, Signal};
+use dyad_reactor::sync::Inbox;
 use dyad_reactor::time::ManualClock;
 use dyad_reactor::{Executor, Fifo, Limits};
 
@@ -274,7 +274,7 @@ fn nodes<B: Bed>(bed: &mut B, stage: &Stage) -> Nodes<B::Provider> {
     let config = ExchangeConfig { peers: 1, outstanding, tag: TAG, remote_access: BOTH };
     let [a, b] = ["a", "b"].map(|name| Exchange::new(&handle, &bed.node(name), config).expect("room for an exchange"));
     b.listen(SERVICE).expect("nobody listens yet");
-    let (events, changed) = (Rc::new(Inbox::new(16)), Signal::new());
+    let events = Rc::new(Inbox::new(16));
     let (heard, provider) = (Rc::clone(&events), a.provider().clone());
     stage.spawn(async move {
         loop {
@@ -282,7 +282,7 @@ fn nodes<B: Bed>(bed: &mut B, stage: &Stage) -> Nodes<B::Provider> {
         }
     });
     let (server, joined) = (b.clone(), Rc::new(RefCell::new(None)));
-    let (out, tell) = (Rc::clone(&joined), changed.clone());
+    let out = Rc::clone(&joined);
     stage.spawn(async move {
         let provider = server.provider().clone();
         let mut vis = Vec::new();
@@ -291,10 +291,8 @@ fn nodes<B: Bed>(bed: &mut B, stage: &Stage) -> Nodes<B::Provider> {
             let class = Class::at(SERVICE, discriminator).expect("one of ours");
             assert_eq!(class, Class::ALL[vis.len()], "most urgent first");
             vis.push(server.accept(request, class, b"welcome").await.expect("room for a VI"));
-            if let Ok(vis) = <[ViId; 6]>::try_from(&vis[..]) {
-                let mut vis = vis.into_iter();
-                *out.borrow_mut() = server.join(PerClass::new(|_| vis.next().expect("six")));
-                tell.notify_all();
+            if vis.len() == Class::ALL.len() {
+                *out.borrow_mut() = server.join(PerClass::of(&vis));
             }
         }
     });

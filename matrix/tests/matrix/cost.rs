@@ -191,9 +191,8 @@ impl Talk {
                 if let Event::Requested { request, discriminator, .. } = event {
                     let class = Class::at(Discriminator(1), discriminator).unwrap();
                     vis.push(server.accept(request, class, b"").await.unwrap());
-                    if let Ok(vis) = <[ViId; 6]>::try_from(&vis[..]) {
-                        let mut vis = vis.into_iter();
-                        out.borrow_mut().push(server.join(PerClass::new(|_| vis.next().unwrap())).unwrap());
+                    if vis.len() == Class::ALL.len() {
+                        out.borrow_mut().push(server.join(PerClass::of(&vis)).unwrap());
                     }
                 }
             }
