@@ -14,6 +14,7 @@ pub mod memory;
 pub mod provider;
 pub mod shm;
 pub mod sim;
+pub mod socket;
 
 mod completion;
 mod descriptor;

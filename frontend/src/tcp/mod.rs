@@ -2,17 +2,13 @@
 //!
 //! - `parse`: PDUs from the host, found and checked; a pure function;
 //! - `session`: one connection, sans-I/O: bytes in, PDUs out, and where the data of its commands belongs;
-//! - `window`: the few bytes that are read before it is known what they are;
-//! - `socket`: the kernel, for bytes that go straight from and to frames;
 //! - `port`: the connections of a director on its reactor, and the lanes that do their commands.
 //!
 //! Data is received where it belongs and sent from where it lies: beside the kernel's own copy there is none, but for bytes
-//! that a read of headers caught (`window`). A malformed PDU costs its connection and nothing else.
+//! that a read of headers caught (matrix: `socket`). A malformed PDU costs its connection and nothing else.
 
 pub mod parse;
 mod port;
 mod session;
-mod socket;
-mod window;
 
 pub use port::{TcpConfig, TcpCounters, TcpPort, TcpSource};

@@ -12,6 +12,7 @@ use std::time::Duration;
 use dyad_cache::CacheError;
 use dyad_matrix::Segment;
 use dyad_matrix::frames::{Pinned, Segments};
+use dyad_matrix::socket::{Moved, Socket};
 use dyad_nvme::opcode::fabrics;
 use dyad_nvme::sgl::Sgl;
 use dyad_nvme::types::{BlockCount, NamespaceId, QueueId};
@@ -24,7 +25,6 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::parse::Params;
 use super::session::{Event, Phase, Session, Step, Transfer};
-use super::socket::{Moved, Socket};
 use crate::subsystem::backing::{Backing, HostData};
 use crate::subsystem::execute::execute;
 use crate::subsystem::{Action, Answer, ControllerKey, Direction, IoCommand, PortId, Queue, Subsystem};

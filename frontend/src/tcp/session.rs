@@ -10,15 +10,16 @@ use std::collections::VecDeque;
 use std::task::Waker;
 
 use dyad_matrix::frames::Segments;
+use dyad_matrix::socket::{Moved, Scatter, Socket, Window};
 use dyad_matrix::{Memory, Segment};
-use dyad_nvme::tcp::{CommonHeader, DIGEST_BYTES, DataHeader, FatalError, IcReq, IcResp, TERM_BYTES_MAX, flags, kind};
+use dyad_nvme::tcp::{
+    COMMAND_BYTES, CommonHeader, DIGEST_BYTES, DataHeader, FatalError, IcReq, IcResp, TERM_BYTES_MAX, flags, kind,
+};
 use dyad_nvme::types::CommandId;
-use dyad_nvme::{CompletionEntry, Status, SubmissionEntry, bytes};
+use dyad_nvme::{CompletionEntry, Status, SubmissionEntry};
 use dyad_reactor::Time;
 
 use super::parse::{Content, Params, Parsed, parse};
-use super::socket::{Moved, Scatter, Socket};
-use super::window::Window;
 use crate::subsystem::{IoCommand, Queue};
 
 /// Where a connection stands.
@@ -188,7 +189,7 @@ impl Session {
             phase: Phase::Opening,
             params,
             host_alignment: 0,
-            window: Window::new(),
+            window: Window::new(COMMAND_BYTES + DIGEST_BYTES),
             intake: Intake::Header,
             announced: None,
             slots: (0..slots).map(|_| slot()).collect(),

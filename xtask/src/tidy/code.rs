@@ -75,7 +75,7 @@ const UNSAFE_ROOMS: &[(&str, &str)] = &[
     ("backend/src/vfio/", "system calls of VFIO, and registers behind a mapping"),
     ("backend/src/vfio_user/", "doorbells and DMA regions shared with another process"),
     ("backend/src/parity/", "vector loads and stores of blocks that devices may be writing"),
-    ("frontend/src/tcp/socket.rs", "scatter/gather system calls on memory that is shared with devices and peers"),
+    ("matrix/src/socket.rs", "scatter/gather system calls on memory that is shared with devices and peers"),
     ("backend/src/block/", "memory that the kernel fills while a request is in flight"),
 ];
 

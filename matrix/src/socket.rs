@@ -1,7 +1,8 @@
-//! A connection's bytes, to and from the memory that they belong to: the kernel copies, nobody else.
+//! Sockets whose bytes go straight from and to the memory that they belong to: the kernel copies, nobody else. For protocols
+//! that move payload over TCP; what they have in common is here: [`Batch`] for what is sent, [`Window`] for what is received.
 //!
-//! This room is `unsafe` because memory that devices and peers reach has no references (matrix: memory), and the kernel wants
-//! pointers to it. Invariant: every pointer handed to the kernel is to bytes that were checked to lie in a mapping that is
+//! This room is `unsafe` because memory that devices and peers reach has no references ([`crate::memory`]), and the kernel
+//! wants pointers to it. Invariant: every pointer handed to the kernel is to bytes that were checked to lie in a mapping that is
 //! alive during the call, or to a slice that is borrowed for it.
 
 #![allow(unsafe_code)] // scatter/gather system calls on memory that is shared with devices and peers
@@ -11,28 +12,47 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use dyad_matrix::{Memory, Segment};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::memory::{Memory, Segment};
+
+mod batch;
+mod window;
+
+pub use batch::{Batch, Lengths};
+pub use window::Window;
+
 /// Most pieces of one call.
-pub(super) const PIECES_MAX: usize = 64;
+pub const PIECES_MAX: usize = 64;
 
 /// How long a silent peer is trusted before the kernel asks whether it is still there.
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 
 /// A list of places for one call; `'a` is how long they are borrowed.
-pub(super) struct Pieces<'a> {
+struct Pieces<'a> {
     list: heapless::Vec<libc::iovec, PIECES_MAX>,
     len: usize,
     borrowed: PhantomData<&'a mut [u8]>,
 }
 
 /// Places that bytes are sent from.
-pub(super) struct Gather<'a>(Pieces<'a>);
+pub struct Gather<'a>(Pieces<'a>);
+
+impl Default for Gather<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// Places that bytes are received into.
-pub(super) struct Scatter<'a>(Pieces<'a>);
+pub struct Scatter<'a>(Pieces<'a>);
+
+impl Default for Scatter<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl<'a> Pieces<'a> {
     const fn new() -> Self {
@@ -62,46 +82,82 @@ impl<'a> Pieces<'a> {
 }
 
 impl<'a> Gather<'a> {
-    pub(super) const fn new() -> Self {
+    /// None yet.
+    #[must_use]
+    pub const fn new() -> Self {
         Self(Pieces::new())
     }
 
-    pub(super) fn bytes(&mut self, bytes: &'a [u8]) {
+    /// Bytes.
+    ///
+    /// # Panics
+    /// If there are [`PIECES_MAX`] pieces already.
+    pub fn bytes(&mut self, bytes: &'a [u8]) {
         // The kernel only reads what it sends.
         self.0.push(bytes.as_ptr().cast_mut(), bytes.len());
     }
 
-    pub(super) fn memory(&mut self, memory: &'a Memory, segment: Segment) {
+    /// A segment.
+    ///
+    /// # Panics
+    /// If there are [`PIECES_MAX`] pieces already, or it does not lie in `memory`.
+    pub fn memory(&mut self, memory: &'a Memory, segment: Segment) {
         self.0.push_memory(memory, segment);
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Bytes in all.
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.0.len
+    }
+
+    /// There are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
     }
 }
 
 impl<'a> Scatter<'a> {
-    pub(super) const fn new() -> Self {
+    /// None yet.
+    #[must_use]
+    pub const fn new() -> Self {
         Self(Pieces::new())
     }
 
-    pub(super) fn bytes(&mut self, bytes: &'a mut [u8]) {
+    /// Bytes.
+    ///
+    /// # Panics
+    /// If there are [`PIECES_MAX`] pieces already.
+    pub fn bytes(&mut self, bytes: &'a mut [u8]) {
         self.0.push(bytes.as_mut_ptr(), bytes.len());
     }
 
-    pub(super) fn memory(&mut self, memory: &'a Memory, segment: Segment) {
+    /// A segment.
+    ///
+    /// # Panics
+    /// If there are [`PIECES_MAX`] pieces already, or it does not lie in `memory`.
+    pub fn memory(&mut self, memory: &'a Memory, segment: Segment) {
         assert!(memory.writable(), "received into memory that is read-only here");
         self.0.push_memory(memory, segment);
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Bytes in all.
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.0.len
+    }
+
+    /// There are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
     }
 }
 
 /// What became of a call.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub(super) enum Moved {
+pub enum Moved {
     /// So many bytes.
     Bytes(usize),
     /// None now.
@@ -112,7 +168,7 @@ pub(super) enum Moved {
 
 /// A non-blocking connection.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub struct Socket {
     stream: TcpStream,
 }
 
@@ -121,7 +177,7 @@ impl Socket {
     ///
     /// # Errors
     /// The kernel refused an option.
-    pub(super) fn new(stream: TcpStream) -> std::io::Result<Self> {
+    pub fn new(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         // For hosts that asked not to be watched by Keep Alive: a machine that is gone is noticed all the same.
@@ -133,7 +189,7 @@ impl Socket {
     }
 
     /// Sends as much as the kernel takes.
-    pub(super) fn send(&self, pieces: &Gather<'_>) -> Moved {
+    pub fn send(&self, pieces: &Gather<'_>) -> Moved {
         let list = &pieces.0.list;
         // SAFETY: all zeros is a valid msghdr without address, pieces and control data.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -146,7 +202,7 @@ impl Socket {
     }
 
     /// Receives what there is, in the order of the pieces.
-    pub(super) fn receive(&self, pieces: &mut Scatter<'_>) -> Moved {
+    pub fn receive(&self, pieces: &mut Scatter<'_>) -> Moved {
         let pieces = &mut pieces.0;
         let received = || {
             // SAFETY: the list and what it points to are borrowed exclusively by `pieces`, or are shared memory, whose bytes
@@ -160,7 +216,7 @@ impl Socket {
     }
 
     /// Says that nothing more will be sent.
-    pub(super) fn finish(&self) {
+    pub fn finish(&self) {
         // The peer may be gone already.
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
     }
