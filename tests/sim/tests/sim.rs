@@ -48,6 +48,14 @@ mod rules {
         assert!(hold(0..4, 8) > 100);
     }
 
+    // Seeds that found something, under its name.
+
+    #[test]
+    fn a_destage_that_outlives_its_epoch_is_not_overtaken_by_what_was_there_before() {
+        let outcome = run(SimOptions { pairs: 2, operations: 2000, ..options(8, FaultKinds::ALL) });
+        assert_eq!(outcome.failure, None, "dyad sim --seed 8 --directors 4 --operations 2000");
+    }
+
     #[test]
     fn one_seed_is_one_run() {
         let hashes = [0, 0].map(|_| run(options(7, FaultKinds::ALL)).trace_hash);
