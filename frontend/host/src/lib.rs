@@ -1,13 +1,16 @@
-//! Floor 4, the host's side: volumes as a program sees them, and the initiator that reaches them over a matrix VI.
+//! Floor 4, the host's side: volumes as a program sees them, and the initiators that reach them over a matrix VI
+//! or NVMe/TCP.
 //!
-//! Hosts export their buffers and nothing else; directors move all data (PROTOCOLS 10.1).
+//! Over VIs hosts export their buffers and nothing else; directors move all data (PROTOCOLS 10.1).
 
 pub mod fake;
 pub mod file;
 pub mod initiator;
+pub mod tcp;
 pub mod volume;
 
 pub use fake::FakeVolume;
 pub use file::FileVolume;
 pub use initiator::{Initiator, InitiatorConfig};
+pub use tcp::{TcpInitiator, TcpInitiatorConfig};
 pub use volume::{Volume, VolumeError};

@@ -2,6 +2,7 @@
 
 mod client;
 mod hostile;
+mod initiator;
 
 use std::cell::RefCell;
 use std::net::{SocketAddr, TcpListener};
