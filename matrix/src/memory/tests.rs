@@ -2,8 +2,13 @@
 
 use std::os::fd::OwnedFd;
 
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::fstat;
+use nix::unistd::ftruncate;
 
+use super::mapping::HUGE_PAGE;
 use super::*;
 
 fn clone_fd(memory: &Memory) -> OwnedFd {
