@@ -18,10 +18,11 @@ use dyad_nvme::types::{BlockCount, Lba};
 use dyad_reactor::sync::{Permits, Signal};
 
 use super::description::{Allocation, Description, ShareSpec, State};
+use super::entries::Entry;
 use super::grace::{Grace, Pin};
 use super::ground::{Facts, Ground};
 use super::log::{Log, LogError, Totals};
-use super::table::{Entry, Share, Standing, Table};
+use super::table::{Share, Standing, Table};
 use super::{Generation, PoolError, SliceNumber};
 use crate::format::VolumeUuid;
 use crate::format::share::{Change, RECORDS, Record};

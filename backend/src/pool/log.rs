@@ -9,6 +9,8 @@
 //! Numbers of logs only grow and are never used twice, not even for a log whose snapshot was cut short.
 
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::task::Poll;
 
 use dyad_nvme::types::BLOCK_BYTES;
 
@@ -19,6 +21,9 @@ use crate::raid::GroupError;
 
 /// How often a block is written while the failure of a member waits to be put on record: each time takes some seconds.
 const ATTEMPTS: u32 = 3;
+
+/// Reads of the region at one time, when it is opened: whoever takes a group over is in a hurry.
+const READS: usize = 8;
 
 /// Why a share log is not believed.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,28 +99,23 @@ impl<G: Ground> Log<G> {
     pub(super) async fn read(&self) -> Result<Replay, LogError> {
         let (mut best, mut blank, mut version) = (Vec::<Found>::new(), true, None);
         best.resize_with(usize::try_from(2 * self.half).map_err(|_| LogError::TooSmall)?, || None);
-        for copy in 0..self.facts.copies {
-            for from in (0..2 * self.half).step_by(SHARE_BLOCKS_MAX) {
-                let count = (2 * self.half - from).min(SHARE_BLOCKS_MAX as u64);
-                let together = self.fetch(copy, from, count).await?;
-                for at in 0..count {
-                    let place = from + at;
-                    if !together && !self.fetch(copy, place, 1).await? {
-                        blank = false;
-                        continue;
-                    }
-                    let index = usize::try_from(if together { at } else { 0 }).expect("at most SHARE_BLOCKS_MAX");
-                    let decoded = share::decode(&self.buffer.borrow()[index], self.facts.group, place);
-                    blank &= decoded == Err(FormatError::Blank);
+        let runs = (0..2 * self.half).step_by(SHARE_BLOCKS_MAX);
+        let all: Vec<_> = runs.flat_map(|from| (0..self.facts.copies).map(move |copy| (copy, from))).collect();
+        for some in all.chunks(READS) {
+            let reads = some.iter().map(|(copy, from)| self.fetch(*copy, *from)).collect();
+            for ((_, from), blocks) in some.iter().zip(join_all(reads).await) {
+                for (place, block) in (*from..).zip(blocks?) {
+                    let decoded = block.map(|block| share::decode(&block, self.facts.group, place));
+                    blank &= decoded == Some(Err(FormatError::Blank));
                     match decoded {
-                        Ok(found) if found.0.log % 2 == place / self.half => {
+                        Some(Ok(found)) if found.0.log % 2 == place / self.half => {
                             let best = &mut best[usize::try_from(place).expect("it was allocated")];
                             if best.as_ref().is_none_or(|(header, _)| header.log < found.0.log) {
                                 *best = Some(found);
                             }
                         }
-                        Err(FormatError::Version(other)) => version = Some(other),
-                        Ok(_) | Err(_) => {}
+                        Some(Err(FormatError::Version(other))) => version = Some(other),
+                        Some(Ok(_) | Err(_)) | None => {}
                     }
                 }
             }
@@ -196,13 +196,37 @@ impl<G: Ground> Log<G> {
         written
     }
 
-    async fn fetch(&self, copy: usize, place: u64, count: u64) -> Result<bool, GroupError> {
-        let mut buffer = self.buffer.take();
-        let count = usize::try_from(count).expect("at most SHARE_BLOCKS_MAX");
-        let read = self.ground.read_share(copy, place, &mut buffer[..count]).await;
-        self.buffer.replace(buffer);
-        read
+    /// Blocks of one copy from a place on, those that can be read; one by one where they cannot be read together.
+    async fn fetch(&self, copy: usize, from: u64) -> Result<Vec<Option<Block>>, GroupError> {
+        let count = (2 * self.half - from).min(SHARE_BLOCKS_MAX as u64);
+        let mut together = vec![[0; BLOCK_BYTES]; usize::try_from(count).expect("at most SHARE_BLOCKS_MAX")];
+        if self.ground.read_share(copy, from, &mut together).await? {
+            return Ok(together.into_iter().map(Some).collect());
+        }
+        let mut blocks = Vec::with_capacity(together.len());
+        for place in from..from + count {
+            let read = self.ground.read_share(copy, place, &mut together[..1]).await?;
+            blocks.push(read.then(|| together[0]));
+        }
+        Ok(blocks)
     }
+}
+
+/// Runs futures together until the last of them has ended.
+async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|cx| {
+        for (future, output) in &mut running {
+            if output.is_none()
+                && let Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                *output = Some(value);
+            }
+        }
+        if running.iter().all(|(_, output)| output.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    running.into_iter().map(|(_, output)| output.expect("all of them have ended")).collect()
 }
 
 struct Whole {

@@ -22,6 +22,7 @@
 //! What is durable, and when: `log` (the format is in `crate::format::share`).
 
 mod description;
+mod entries;
 mod grace;
 mod ground;
 mod home;

@@ -15,46 +15,17 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::description::{Allocation, Extent, ShareSpec};
+use super::entries::{Entries, Entry};
 use super::{PoolError, SliceNumber};
 use crate::format::VolumeUuid;
 use crate::format::share::{Change, Record};
 
-/// Most entries of a share: its table is in memory, 4 bytes for each entry.
+/// Most entries of a share.
 pub(super) const ENTRIES_MAX: u64 = 1 << 24;
 
 /// The log says what cannot be.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) struct Nonsense;
-
-/// An entry of a share.
-#[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub(super) enum Entry {
-    /// Zeros.
-    Empty,
-    /// Zeros, but a slice is kept for it: a write was admitted.
-    Reserved,
-    /// In this slice, durably.
-    Mapped(SliceNumber),
-}
-
-/// An entry in four bytes. An empty one is zero, so that a long table of nothing takes no memory.
-const fn unpack(packed: u32) -> Entry {
-    match packed {
-        0 => Entry::Empty,
-        1 => Entry::Reserved,
-        n => Entry::Mapped(SliceNumber(n - 2)),
-    }
-}
-
-const fn pack(entry: Entry) -> u32 {
-    match entry {
-        Entry::Empty => EMPTY,
-        Entry::Reserved => 1,
-        Entry::Mapped(SliceNumber(n)) => n + 2,
-    }
-}
-
-const EMPTY: u32 = 0;
 
 /// Whether a share serves.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
@@ -73,7 +44,7 @@ pub(super) struct Share {
     pub(super) standing: Standing,
     /// Positions of an entry.
     per_slice: u64,
-    entries: Vec<u32>,
+    entries: Entries,
 }
 
 impl Share {
@@ -100,7 +71,7 @@ impl Share {
     }
 
     pub(super) fn entry(&self, at: usize) -> Entry {
-        self.entries.get(at).map_or(Entry::Empty, |entry| unpack(*entry))
+        self.entries.get(at)
     }
 
     /// How many entries it has, to its end as it is now.
@@ -236,11 +207,12 @@ impl Table {
     pub(super) fn reserve(&mut self, at: usize, entries: std::ops::Range<usize>) -> Result<(), PoolError> {
         let available = self.available();
         let share = self.shares[at].as_mut().expect("a share");
-        let range = &mut share.entries[entries];
-        let empty = range.iter().filter(|entry| **entry == EMPTY).count();
+        let empty = entries.clone().filter(|at| share.entry(*at) == Entry::Empty).count();
         let needed = u32::try_from(empty).ok().filter(|needed| *needed <= available).ok_or(PoolError::Full)?;
-        for entry in range.iter_mut().filter(|entry| **entry == EMPTY) {
-            *entry = pack(Entry::Reserved);
+        for at in entries {
+            if share.entry(at) == Entry::Empty {
+                share.entries.set(at, Entry::Reserved);
+            }
         }
         self.reserved += needed;
         Ok(())
@@ -263,9 +235,9 @@ impl Table {
     /// These entries need no slice any more, if they have none.
     pub(super) fn forgo(&mut self, at: usize, entries: std::ops::Range<usize>) {
         let share = self.shares[at].as_mut().expect("a share");
-        for entry in &mut share.entries[entries] {
-            if unpack(*entry) == Entry::Reserved {
-                *entry = EMPTY;
+        for at in entries {
+            if share.entry(at) == Entry::Reserved {
+                share.entries.set(at, Entry::Empty);
                 self.reserved -= 1;
             }
         }
@@ -329,7 +301,7 @@ impl Table {
                 range.into_iter().try_for_each(|entry| self.unmap(at, entry))
             }
             (Change::Gone, Some(at)) => {
-                self.truncate(at, 0);
+                self.set_len(at, 0);
                 self.by_volume.remove(&record.volume);
                 self.shares[at] = None;
                 Ok(())
@@ -351,7 +323,9 @@ impl Table {
     fn insert(&mut self, spec: ShareSpec) -> Result<(), Nonsense> {
         let len = self.entries_for(spec.extent, spec.positions).map_err(|_| Nonsense)?;
         let per_slice = self.slice_blocks / spec.extent.blocks();
-        let share = Share { spec, standing: Standing::Serving, per_slice, entries: vec![EMPTY; len] };
+        let mut entries = Entries::default();
+        entries.resize(len);
+        let share = Share { spec, standing: Standing::Serving, per_slice, entries };
         let at = self.shares.iter().position(Option::is_none).unwrap_or_else(|| {
             self.shares.push(None);
             self.shares.len() - 1
@@ -370,17 +344,14 @@ impl Table {
         }
         share.spec = spec;
         share.standing = Standing::Serving;
-        if len > share.entries.len() {
-            share.entries.resize(len, EMPTY);
-        }
-        self.truncate(at, len);
+        self.set_len(at, len);
         Ok(())
     }
 
-    fn truncate(&mut self, at: usize, len: usize) {
+    fn set_len(&mut self, at: usize, len: usize) {
         let share = self.shares[at].as_mut().expect("a share");
-        for entry in share.entries.drain(len..) {
-            match unpack(entry) {
+        for entry in share.entries.resize(len) {
+            match entry {
                 Entry::Empty => {}
                 Entry::Reserved => self.reserved -= 1,
                 Entry::Mapped(slice) => {
@@ -401,8 +372,8 @@ impl Table {
         let (entry, slice) = (entry.ok_or(Nonsense)?, slice.ok_or(Nonsense)?);
         let used = self.used.get_mut(slice as usize).filter(|used| !**used).ok_or(Nonsense)?;
         let share = self.shares[at].as_mut().expect("a share");
-        let place = share.entries.get_mut(entry as usize).ok_or(Nonsense)?;
-        match unpack(*place) {
+        let entry = usize::try_from(entry).ok().filter(|entry| *entry < share.entries.len()).ok_or(Nonsense)?;
+        match share.entry(entry) {
             Entry::Mapped(_) => return Err(Nonsense),
             Entry::Empty => {}
             Entry::Reserved => {
@@ -410,16 +381,16 @@ impl Table {
                 self.taken -= 1;
             }
         }
-        *place = pack(Entry::Mapped(SliceNumber(slice)));
+        share.entries.set(entry, Entry::Mapped(SliceNumber(slice)));
         *used = true;
         self.in_use += 1;
         Ok(())
     }
 
     fn unmap(&mut self, at: usize, entry: usize) -> Result<(), Nonsense> {
-        let place = &mut self.shares[at].as_mut().expect("a share").entries[entry];
-        let Entry::Mapped(slice) = unpack(*place) else { return Err(Nonsense) };
-        *place = EMPTY;
+        let entries = &mut self.shares[at].as_mut().expect("a share").entries;
+        let Entry::Mapped(slice) = entries.get(entry) else { return Err(Nonsense) };
+        entries.set(entry, Entry::Empty);
         self.used[slice.0 as usize] = false;
         self.in_use -= 1;
         self.limbo.push_back(slice);
@@ -432,8 +403,9 @@ impl Table {
         for share in self.shares.iter().flatten() {
             records.push(share.spec.record());
             let mut run: Option<(u32, u32, u32)> = None;
-            for (at, entry) in (0_u32..).zip(&share.entries) {
-                let Entry::Mapped(SliceNumber(slice)) = unpack(*entry) else { continue };
+            for (at, entry) in share.entries.used() {
+                let Entry::Mapped(SliceNumber(slice)) = entry else { continue };
+                let at = u32::try_from(at).expect("at most ENTRIES_MAX");
                 run = match run {
                     Some((first, entries, of)) if first + entries == at && of + entries == slice => {
                         Some((first, entries + 1, of))

@@ -247,7 +247,14 @@ impl Array {
         for pool in &self.pools {
             let done = run(pool.reconcile(&all));
             match done {
-                Ok(done) => assert_eq!(done, Reconciled::default()),
+                Ok(done) => {
+                    assert_eq!(done, Reconciled::default());
+                    let mut expected: Vec<_> = all.iter().filter_map(|d| d.share(pool.facts().group)).collect();
+                    let mut found = pool.volumes();
+                    expected.sort_by_key(|share| share.volume);
+                    found.sort_by_key(|share| share.volume);
+                    assert_eq!(found, expected, "what the registry says");
+                }
                 // A volume of full allocation whose making was cut short may not fit.
                 Err(PoolError::Full) => {}
                 Err(error) => panic!("{error:?}"),

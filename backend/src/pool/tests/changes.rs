@@ -386,6 +386,65 @@ fn the_number_of_a_log_that_was_cut_short_is_not_used_again() {
     }
 }
 
+/// A copy that slept, and woke up as good as it was then.
+#[test]
+fn a_copy_that_was_away_does_not_count() {
+    for away in 0..3 {
+        let (ground, _) = with_changes();
+        let before = ground.0.shares.borrow()[away].clone();
+        let pool = run(Pool::open(ground.clone())).expect("a pool");
+        run(pool.ensure(spec(3, 1, 9))).expect("a share");
+        run(pool.delete(uuid(1), Generation(2))).expect("gone");
+        ground.0.shares.borrow_mut()[away] = before.clone();
+        let pool = run(Pool::open(ground.clone())).expect("a pool");
+        assert_eq!(pool.volumes(), [spec(2, 1, 9), spec(3, 1, 9)]);
+        assert_ne!(ground.0.shares.borrow()[away], before, "now it has everything again");
+    }
+}
+
+/// The snapshot of a table with many shares has many blocks. Whoever dies in it leaves the log before it as it was.
+#[test]
+fn a_crash_in_a_long_snapshot_is_survived() {
+    let make = || {
+        let ground = grounds(1, 16, 48, 3, 5).remove(0);
+        let pool = run(Pool::format(ground.clone(), Some(2))).expect("a pool");
+        for n in 0..300 {
+            let mut volume = uuid(0);
+            volume.0[..8].copy_from_slice(&u64::to_le_bytes(n));
+            run(pool.ensure(ShareSpec { volume, ..spec(0, 1, 1) })).expect("room");
+        }
+        (ground, pool.volumes())
+    };
+    let (ground, volumes) = make();
+    for budget in 1..4 {
+        ground.die_after(budget);
+        let died = run(Pool::open(ground.clone())).is_err();
+        assert_eq!(died, budget == 1, "three blocks are one write");
+        ground.live();
+        let mut found = run(Pool::open(ground.clone())).expect("a pool").volumes();
+        found.sort_by_key(|share| share.volume);
+        let mut expected = volumes.clone();
+        expected.sort_by_key(|share| share.volume);
+        assert_eq!(found, expected);
+    }
+    // Some blocks of it, in any copies, and the rest not.
+    for some in 1..7_usize {
+        let (ground, volumes) = make();
+        let before = ground.0.shares.borrow().clone();
+        drop(run(Pool::open(ground.clone())).expect("a pool"));
+        let first = before[0].iter().zip(&ground.0.shares.borrow()[0]).position(|(a, b)| a != b).expect("a new log");
+        for (block, place) in (first..first + 3).enumerate() {
+            if some >> block & 1 == 0 {
+                for (copy, pages) in ground.0.shares.borrow_mut().iter_mut().enumerate() {
+                    pages[place] = before[copy][place];
+                }
+            }
+        }
+        assert_eq!(run(Pool::open(ground.clone())).expect("a pool").volumes().len(), volumes.len(), "{some:b}");
+        assert_eq!(run(Pool::open(ground.clone())).expect("a pool").volumes().len(), volumes.len(), "{some:b}");
+    }
+}
+
 #[test]
 fn a_table_that_is_not_ours_is_refused() {
     let open = |ground: &FakeGround| run(Pool::open(ground.clone())).map(drop);
