@@ -22,6 +22,8 @@
 
 mod bring_up;
 mod channel;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod mapping;
 mod slow;
 mod watch;

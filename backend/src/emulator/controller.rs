@@ -44,6 +44,9 @@ pub(super) const ERROR_LOG_ENTRIES: usize = 16;
 /// Reservation notifications that wait to be read; later ones push out earlier ones.
 const NOTIFICATIONS_MAX: usize = 255;
 
+/// Completions that wait for room in their queue before no more commands are fetched for it.
+const BACKLOG_MAX: usize = 4096;
+
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum State {
     Off,
@@ -363,6 +366,14 @@ impl Controller {
         }
     }
 
+    /// The host takes no completions: nothing more is fetched for them before it does.
+    #[inline]
+    pub(super) fn clogged(&self, queue: usize) -> bool {
+        let sq = self.sqs[queue].as_ref();
+        let cq = sq.and_then(|sq| self.cqs[usize::from(sq.completion_queue.0)].as_ref());
+        cq.is_some_and(|cq| cq.backlog.len() >= BACKLOG_MAX)
+    }
+
     /// What the next command of the queue would read; see [`SubmissionQueue::peek`].
     #[inline]
     pub(super) fn peek(&self, queue: usize) -> Option<(u64, u64)> {
@@ -590,6 +601,14 @@ impl Controller {
     /// The error log, newest first.
     pub(super) fn errors(&self) -> impl Iterator<Item = &ErrorEntry> {
         self.errors.iter()
+    }
+
+    /// A namespace is not what it was; the host hears of it, and finds it in the log page.
+    pub(super) fn namespace_changed(&mut self, namespace: NamespaceId) {
+        if !self.changed_namespaces.contains(&namespace) {
+            self.changed_namespaces.push(namespace);
+        }
+        self.events.raise(AsyncEvent::NAMESPACE_CHANGED);
     }
 
     /// A reservation of this controller's host changed by somebody else's command.

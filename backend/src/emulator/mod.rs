@@ -35,7 +35,6 @@ use std::time::Duration;
 
 use dyad_matrix::Memory;
 use dyad_nvme::command::rw;
-use dyad_nvme::feature::AsyncEvent;
 use dyad_nvme::log::ReservationNotification;
 use dyad_nvme::opcode::{admin as admin_opcode, nvm};
 use dyad_nvme::register::{self, Configuration, ShutdownRequest};
@@ -308,6 +307,9 @@ impl Subsystem {
     fn serve(&mut self, port: usize, now: Time) -> usize {
         let mut work = self.controllers[port].post_backlog();
         for queue in 0..self.controllers[port].queues() {
+            if self.controllers[port].clogged(queue) {
+                continue;
+            }
             let mut burst = 0;
             while burst < BURST && self.controllers[port].in_flight < IN_FLIGHT_MAX {
                 let Some((id, entry)) = self.controllers[port].fetch(queue) else { break };
@@ -416,8 +418,7 @@ impl Subsystem {
         for namespace in self.namespaces.iter_mut().filter(|n| id == NamespaceId::ALL || n.id == id) {
             namespace.format(format)?;
             for controller in self.controllers.iter_mut().filter(|c| c.port != port) {
-                controller.changed_namespaces.push(namespace.id);
-                controller.events.raise(AsyncEvent::NAMESPACE_CHANGED);
+                controller.namespace_changed(namespace.id);
             }
         }
         Ok(())

@@ -388,14 +388,18 @@ impl Namespace {
     }
 
     fn zero(&mut self, first: u64, count: u64, fua: bool) -> Result<(), Status> {
-        if self.volatile_cache() && !fua {
+        // What is more than the cache holds goes past it, however much it is.
+        let past = self.config.cache_blocks.is_some_and(|held| count > held as u64);
+        if past {
+            self.flush()?;
+        } else if self.volatile_cache() && !fua {
             (first..first + count).try_for_each(|block| self.remember(block))?;
         }
         self.media.zero(first * BLOCK, count * BLOCK)?;
         if self.format != BlockFormat::Bare {
             self.media.zero(self.metadata_at(first), count * Protection::BYTES as u64)?;
         }
-        Ok(())
+        if past { Ok(self.media.flush()?) } else { Ok(()) }
     }
 
     fn contents(&mut self, block: u64) -> Result<Contents, MediaError> {

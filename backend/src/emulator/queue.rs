@@ -26,7 +26,7 @@ pub(super) struct CompletionQueue {
     pub(super) tail: u16,
     pub(super) phase: bool,
     pub(super) interrupt: bool,
-    /// Completions that found the ring full. Bounded by the commands that a controller fetches.
+    /// Completions that found the ring full. While there are too many, nothing is fetched that would end here.
     pub(super) backlog: VecDeque<CompletionEntry>,
 }
 

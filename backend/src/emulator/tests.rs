@@ -323,6 +323,37 @@ fn a_full_completion_queue_loses_nothing() {
     assert!(host.completion(1).is_none());
 }
 
+#[test]
+fn a_host_that_takes_no_completions_is_served_no_more() {
+    let mut host = Host::new();
+    host.io_queues();
+    let flush = SubmissionEntry::flush(NS);
+    for place in 0..u64::from(ENTRIES) {
+        host.memory.write(IO_SQ + place * 64, flush.as_bytes()).unwrap();
+    }
+    let mut moved = 0;
+    for tail in 0..10_000_u32 {
+        host.write32(doorbell_offset(1, Doorbell::SubmissionTail, 0), tail % u32::from(ENTRIES));
+        moved += host.subsystem.step(Time::ZERO);
+    }
+    assert!((4096..4096 + 2 * usize::from(ENTRIES)).contains(&moved), "{moved}: a backlog has an end");
+    assert!(host.status().ready());
+}
+
+#[test]
+fn a_whole_device_is_given_up_at_once_and_durably() {
+    let mut host = Host::new();
+    host.io_queues();
+    host.memory.write(DATA, &[5; 4096]).unwrap();
+    assert_eq!(host.io(SubmissionEntry::write(NS, Lba(9), BlockCount(1), true).with_prp(BASE + DATA, 0)), Ok(0));
+    let mut range = [0; 16];
+    range[4..8].copy_from_slice(&256_u32.to_le_bytes());
+    host.memory.write(DATA, &range).unwrap();
+    assert_eq!(host.io(SubmissionEntry::deallocate(NS, 1).with_prp(BASE + DATA, 0)), Ok(0));
+    host.subsystem.power_loss();
+    assert_eq!(*host.subsystem.peek(NS, Lba(9)).unwrap(), [0; 4096], "more than the cache holds is on the media");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 

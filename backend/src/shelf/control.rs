@@ -72,7 +72,8 @@ impl Control {
 
     /// Does what clients have said; returns how many lines that were. `watch` gets each new client's socket.
     pub(super) fn serve(&mut self, devices: &mut [Served], mut watch: impl FnMut(BorrowedFd<'_>)) -> usize {
-        while let Ok((stream, _)) = self.listener.accept() {
+        for _ in 0..CLIENTS_MAX {
+            let Ok((stream, _)) = self.listener.accept() else { break };
             if stream.set_nonblocking(true).is_ok() {
                 if self.clients.len() == CLIENTS_MAX {
                     self.clients.pop_front();

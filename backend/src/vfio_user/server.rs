@@ -17,6 +17,9 @@ use super::socket::{Closed, Message, Receiver, send};
 use super::wire::{self, Access, Dma, MAPPINGS_MAX, RegionInfo, command, flag, message, vfio};
 use crate::emulator::{BAR_BYTES, DOORBELL_PAGE, MSIX_PAGE, Subsystem};
 
+/// Messages, and connections, that one look takes: nobody keeps the shelf from its other ports.
+const ONE_LOOK: usize = 64;
+
 /// Bytes of configuration space.
 const CONFIG_BYTES: usize = 256;
 
@@ -60,7 +63,8 @@ impl Port {
     /// Takes whoever wants to connect. A second client is told that the port is in use. True if there is a new client.
     pub(crate) fn accept(&mut self) -> bool {
         let mut new = false;
-        while let Ok((stream, _)) = self.listener.accept() {
+        for _ in 0..ONE_LOOK {
+            let Ok((stream, _)) = self.listener.accept() else { break };
             if self.client.is_some() {
                 let busy = message(0, command::VERSION, flag::REPLY | flag::ERROR, errno(Errno::EBUSY), &[]);
                 let _ = send(&stream, &busy, &[]);
@@ -75,7 +79,9 @@ impl Port {
     /// Answers what has arrived. Closes the connection, and resets the port, when the client is gone or talks nonsense.
     pub(crate) fn serve(&mut self, subsystem: &mut Subsystem, now: Time) -> usize {
         let mut served = 0;
-        while let Some(client) = &mut self.client {
+        while served < ONE_LOOK
+            && let Some(client) = &mut self.client
+        {
             match client.next(self.index, &self.bar, subsystem, now) {
                 Ok(false) => break,
                 Ok(true) => served += 1,
