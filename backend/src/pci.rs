@@ -25,7 +25,7 @@ pub enum DmaError {
     /// Memory that a real device reaches is locked, and this process may not lock so much.
     #[error(
         "the limit on locked memory is too low: {needed} more bytes are needed and {left} are left; raise it with \
-         LimitMEMLOCK= in the service's unit (or `ulimit -l`), to all memory of the director for every device"
+         LimitMEMLOCK= in the service's unit (or `ulimit -l`), to all memory of the director, once for every device and once more"
     )]
     LockLimit {
         /// Bytes to be locked.

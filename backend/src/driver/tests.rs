@@ -1,6 +1,7 @@
 //! The driver against the emulated controller, in one thread and virtual time.
 
 mod hostile;
+mod leaving;
 mod power;
 
 use super::*;

@@ -1,8 +1,8 @@
-//! Machines whose IOMMU is narrow, or that have none in use.
+//! Machines whose IOMMU is narrow or does half of its work, or that have none in use.
 
 use std::path::Path;
 
-use dyad_backend::vfio::{BindError, Machine, bind};
+use dyad_backend::vfio::{BindError, Machine, OpenError, VfioFunction, bind};
 use dyad_guest::GuestError;
 
 use super::vfio::{Vfio, address, bind_all};
@@ -23,6 +23,23 @@ pub(super) const NARROW: Case = Case {
         let vfio = Vfio::attach(DEVICE, [1; 16]);
         assert_eq!(vfio.driver.function().address_width(), 39);
         conformance::blocks(&vfio);
+    },
+};
+
+pub(super) const NO_REMAPPING: Case = Case {
+    name: "no-remap",
+    what: "an IOMMU that does not remap interrupts",
+    modules: &["vfio-pci", "vfio_iommu_type1"],
+    programs: &[],
+    memory_mib: 512,
+    kernel_arguments: "intel_iommu=on",
+    qemu_arguments: |directory| one_device(directory, "-device intel-iommu,aw-bits=48,intremap=off"),
+    asked: nothing,
+    inside: || {
+        bind_all(&[DEVICE]);
+        let error = VfioFunction::open(address(DEVICE)).unwrap_err();
+        println!("{error}");
+        assert_eq!(error, OpenError::NoInterruptRemapping);
     },
 };
 

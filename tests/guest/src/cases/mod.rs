@@ -32,7 +32,8 @@ pub(crate) struct Case {
 }
 
 /// The table.
-pub(crate) const CASES: &[Case] = &[devices::CASE, iommu::NARROW, iommu::NONE, unplug::CASE, director::CASE, tcp::CASE];
+pub(crate) const CASES: &[Case] =
+    &[devices::CASE, iommu::NARROW, iommu::NO_REMAPPING, iommu::NONE, unplug::CASE, director::CASE, tcp::CASE];
 
 /// What cases start in processes of their own.
 const ROLES: &[(&str, fn())] = &[devices::UNPRIVILEGED];

@@ -47,9 +47,8 @@ fn qemu_arguments(_directory: &Path) -> Result<Vec<String>, GuestError> {
     let port = target.address().port();
     // As long as this process.
     std::mem::forget(target);
-    let arguments = format!(
-        "-netdev user,id=net -device virtio-net-pci,netdev=net -fw_cfg name=opt/dyad/port,string={port}"
-    );
+    let arguments =
+        format!("-netdev user,id=net -device virtio-net-pci,netdev=net -fw_cfg name=opt/dyad/port,string={port}");
     Ok(words(&arguments).collect())
 }
 

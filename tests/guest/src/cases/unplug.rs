@@ -136,7 +136,10 @@ fn again() {
     while !is_there(BUSY) {
         pause();
     }
+    // Without a reset of its own it is reset with its bus.
+    std::fs::write(format!("/sys/bus/pci/devices/{BUSY}/reset_method"), "\n").unwrap();
     bind_all(&[BUSY]);
+    drop(Vfio::attach(BUSY, [1; 16]));
     let vfio = Vfio::attach(BUSY, [1; 16]);
     let memory = vfio.memory(4096);
     let segments = [memory.segment(0, 4096).unwrap()];
