@@ -192,6 +192,7 @@ fn a_stopped_shelf_does_not_hold_the_reactor() {
     let segments = [late.segment(0, 4096).unwrap()];
     let command = a.driver.submit(Io::Read { lba: Lba(1), segments: &segments }).unwrap();
     assert_eq!(block_on(&a.executor, turn, command), Err(DeviceError::Gone));
+    turn();
     assert!(a.driver.failed());
     // A question that the reactor waited for would be a second long; a lease has 600 ms (PROTOCOLS 4.1).
     let (_, gap) = longest.get();
