@@ -141,14 +141,18 @@ fn full_allocation_keeps_its_promise() {
 /// Its making was cut short between the share and its slices: whoever opens the pool keeps them for it before anybody else can take them.
 #[test]
 fn full_allocation_that_was_cut_short_keeps_its_promise() {
-    let mut array = small();
-    let ids = array.ids();
-    array.grounds[0].die_after(2);
-    assert_eq!(array.create(uuid(1), track(), 13, Allocation::Full, ids), Outcome::Died);
-    array.grounds[0].live();
-    let pool = run(Pool::open(array.grounds[0].clone())).expect("a pool");
-    assert_eq!(pool.volumes().len(), 1);
-    assert_eq!(pool.space().in_use + pool.space().reserved, 4);
+    let mut kept = 0;
+    for seed in 0..40 {
+        let mut array = Array::new(1, 16, 8, 2, seed);
+        let ids = array.ids();
+        array.grounds[0].die_after(2);
+        assert_eq!(array.create(uuid(1), track(), 13, Allocation::Full, ids), Outcome::Died);
+        array.grounds[0].live();
+        let space = run(Pool::open(array.grounds[0].clone())).expect("a pool").space();
+        assert_eq!(space.in_use + space.reserved, 4);
+        kept += u32::from(space.reserved > 0);
+    }
+    assert!(kept > 0, "{kept} of them had not got their slices");
 }
 
 /// PROTOCOLS 13: delete and slice reuse with old maps.
