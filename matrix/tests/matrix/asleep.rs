@@ -252,7 +252,8 @@ fn two_idle_processes_sleep() {
     server.hear("listening");
     let client = Idle::start(directory.path(), true);
     let mut both = [server, client];
-    both.iter_mut().for_each(|process| drop(process.hear("connected")));
+    // The client first: if it fails, the server waits for it for ever.
+    both.iter_mut().rev().for_each(|process| drop(process.hear("connected")));
     // The first question warms up what answers it.
     let _ = both.each_mut().map(Idle::used);
     let before = both.each_mut().map(Idle::used);
