@@ -2,6 +2,8 @@
 
 pub mod bench;
 pub mod command;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod subsystem;
 pub mod tcp;
 pub mod transfer;
