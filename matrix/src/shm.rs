@@ -25,8 +25,8 @@
 //! - a write that began before may still change bytes of the region *after* `revoke` returned, if its writer was stopped in
 //!   the middle and goes on: the page is still mapped there. It will not succeed, it is at most the one operation that the
 //!   writer was in, and every message posted before it has been delivered here by then;
-//! - so the owner treats what the peer was free to write at that moment as quarantined until [`Provider::is_reachable`]
-//!   says that the peer has unmapped it or that its process is dead.
+//! - so the owner treats what the peer was free to write at that moment as quarantined until
+//!   [`is_reachable`](crate::Provider::is_reachable) says that the peer has unmapped it or that its process is dead.
 //!
 //! **Completion points.** Unreliable and Reliable Delivery: the message is in the ring. Reliable Reception: the peer's reactor
 //! has put it into the posted receive. RDMA, at all levels: the bytes are in the peer's memory.
