@@ -105,7 +105,9 @@ impl Guest<'_> {
     }
 
     fn start(&self, initramfs: &Path, control: &Path) -> Result<Child, GuestError> {
-        let mut command = Command::new("qemu-system-x86_64");
+        // It ends with us, however we end (setpriv(1), prctl(2)).
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         command.args(["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "2"]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]);
         command.args(["-m", &self.memory_mib.to_string()]);

@@ -58,7 +58,12 @@ fn main() -> ExitCode {
 }
 
 fn run_all(cases: &[&Case]) -> Result<bool, GuestError> {
-    need_programs(&[("qemu-system-x86_64", "qemu-system-x86"), ("ldd", "libc-bin"), ("ip", "iproute2")])?;
+    need_programs(&[
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("setpriv", "util-linux"),
+        ("ldd", "libc-bin"),
+        ("ip", "iproute2"),
+    ])?;
     let kernel = Kernel::debian(SERIES, &kernel::cache())?;
     println!("guest: {}", kernel.package());
     let mut held = true;
