@@ -3,14 +3,14 @@
 //!
 //! Each end of a connection goes through the stages of [`peer::Stage`]; their transitions stand in the table there.
 
+mod handle;
 mod peer;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::Duration;
 
 use dyad_reactor::{BootClock, Clock, Time};
@@ -19,13 +19,13 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::ShmLimits;
-use super::layout::{Geometry, Side, StatusShape};
+use super::layout::{Geometry, StatusShape};
 use super::socket;
 use crate::memory::{HugePages, Memory};
-use crate::provider::{
-    BrokenReason, Discriminator, NetAddress, PrivateData, RefusedReason, RegionHandle, Reliability, RemoteAccess, ViId,
-};
+use crate::provider::{BrokenReason, NetAddress, PrivateData, RefusedReason, Reliability, ViId};
 use crate::slots::Slots;
+use handle::Notices;
+pub(super) use handle::{AgentHandle, Command, ConnectionName, Notice, Wire};
 use peer::Peer;
 
 /// Commands and notices that may wait each way.
@@ -38,134 +38,6 @@ const DYING: Duration = Duration::from_secs(1);
 const ANNOUNCED: Duration = Duration::from_secs(5);
 /// How often a server is called again whose backlog is full.
 const RETRY: Duration = Duration::from_millis(10);
-
-/// Names a connection of this provider; never used again.
-pub(super) type ConnectionName = u32;
-
-/// What the two ends of a connection share, as one of them holds it.
-#[derive(Debug)]
-pub(super) struct Wire {
-    pub(super) side: Side,
-    pub(super) geometry: Geometry,
-    pub(super) channel: Memory,
-    pub(super) peer_status: Memory,
-    pub(super) peer_shape: StatusShape,
-    pub(super) peer_vi: ViId,
-    pub(super) doorbell: OwnedFd,
-}
-
-/// What the reactor asks for.
-pub(super) enum Command {
-    Connect {
-        vi: ViId,
-        to: NetAddress,
-        private_data: PrivateData,
-        timeout: Duration,
-        reliability: Reliability,
-    },
-    /// The VI that connects, or accepts, is gone.
-    Abandon {
-        vi: ViId,
-    },
-    Accept {
-        connection: ConnectionName,
-        vi: ViId,
-        private_data: PrivateData,
-    },
-    Refuse {
-        connection: ConnectionName,
-        why: RefusedReason,
-        private_data: PrivateData,
-    },
-    Export {
-        connection: ConnectionName,
-        region: RegionHandle,
-        memory: Memory,
-        access: RemoteAccess,
-    },
-    Unexport {
-        connection: ConnectionName,
-        region: RegionHandle,
-    },
-    /// A region of the peer is waited for that it said to have announced.
-    Expect {
-        connection: ConnectionName,
-    },
-    /// The peer wants its region back, and here it is, to be unmapped.
-    Release {
-        connection: ConnectionName,
-        region: RegionHandle,
-        memory: Option<Memory>,
-    },
-    /// Our VI has ended; here are the peer's regions, to be unmapped.
-    Close {
-        connection: ConnectionName,
-        why: BrokenReason,
-        memories: Vec<Memory>,
-    },
-}
-
-/// What the agent tells the reactor.
-pub(super) enum Notice {
-    Requested {
-        connection: ConnectionName,
-        discriminator: Discriminator,
-        reliability: Reliability,
-        private_data: PrivateData,
-    },
-    RequestGone {
-        connection: ConnectionName,
-    },
-    Ready {
-        connection: ConnectionName,
-        vi: ViId,
-        wire: Box<Wire>,
-        private_data: PrivateData,
-    },
-    Refused {
-        vi: ViId,
-        why: RefusedReason,
-        private_data: PrivateData,
-    },
-    Exported {
-        vi: ViId,
-        region: RegionHandle,
-        memory: Memory,
-        access: RemoteAccess,
-    },
-    Unexported {
-        vi: ViId,
-        region: RegionHandle,
-    },
-    /// The peer has given the region back.
-    Released {
-        connection: ConnectionName,
-        region: RegionHandle,
-    },
-    /// The peer's end is closed; ours is to be broken and closed.
-    Ended {
-        vi: ViId,
-        why: BrokenReason,
-    },
-    /// The peer can touch nothing of ours any more.
-    Quiet {
-        connection: ConnectionName,
-    },
-}
-
-/// The reactor's end of the agent.
-pub(super) struct AgentHandle {
-    /// `None` once the agent is to stop.
-    commands: Option<SyncSender<Command>>,
-    notices: Receiver<Notice>,
-    /// Notices may wait.
-    told: Arc<AtomicBool>,
-    alarm: Arc<EventFd>,
-    /// Readable when notices wait.
-    pub(super) notice_alarm: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
-    path: PathBuf,
-}
 
 impl AgentHandle {
     /// Starts the agent: it listens at `path` when this returns.
@@ -197,46 +69,6 @@ impl AgentHandle {
         let name = "dyad-agent".to_owned();
         let thread = std::thread::Builder::new().name(name).spawn(move || agent.run()).map_err(|_| Errno::EAGAIN)?;
         Ok(Self { commands: Some(commands), notices, told, alarm, notice_alarm, thread: Some(thread), path })
-    }
-
-    /// Gives it a command, or gives the command back if too many wait.
-    pub(super) fn command(&self, command: Command) -> Result<(), Command> {
-        let commands = self.commands.as_ref().expect("only dropping stops the agent");
-        commands.try_send(command).map_err(|error| match error {
-            std::sync::mpsc::TrySendError::Full(command) | std::sync::mpsc::TrySendError::Disconnected(command) => {
-                command
-            }
-        })?;
-        // It fails only when it was raised 2^64 times and not seen.
-        let _ = self.alarm.write(1);
-        Ok(())
-    }
-
-    pub(super) fn next_notice(&self) -> Option<Notice> {
-        // To look into an empty channel costs a full fence, to look at this nothing.
-        if !self.told.load(Ordering::Acquire) {
-            return None;
-        }
-        let notice = self.notices.try_recv().ok();
-        if notice.is_none() {
-            self.told.store(false, Ordering::SeqCst);
-            return self.notices.try_recv().ok().inspect(|_| self.told.store(true, Ordering::Release));
-        }
-        notice
-    }
-}
-
-impl Drop for AgentHandle {
-    fn drop(&mut self) {
-        self.commands = None;
-        let _ = self.alarm.write(1);
-        let _ = std::fs::remove_file(&self.path);
-        // It may be waiting for room for notices; nobody takes them any more.
-        let (_, nobody) = sync_channel(0);
-        self.notices = nobody;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
@@ -273,23 +105,6 @@ struct Call {
     reliability: Reliability,
     deadline: Time,
     next_try: Time,
-}
-
-/// Where notices go. Waits for room: a reactor that does not poll gets no more of them.
-struct Notices {
-    sender: SyncSender<Notice>,
-    told: Arc<AtomicBool>,
-    alarm: Arc<EventFd>,
-}
-
-impl Notices {
-    fn tell(&self, notice: Notice) {
-        // Fails only when the reactor's end is gone; then the agent is about to stop.
-        if self.sender.send(notice).is_ok() {
-            self.told.store(true, Ordering::SeqCst);
-            let _ = self.alarm.write(1);
-        }
-    }
 }
 
 impl Agent {
