@@ -11,6 +11,14 @@
 //! Descriptions live in the registry; share tables in the system area of their group, where only the group's home changes them. So [`Pool`] is one group's,
 //! and its home has it; [`Volume`] is a way to a volume all of whose groups have their home here.
 //!
+//! A volume changes in this order, whoever dies in between ([`Pool::reconcile`] goes on):
+//!
+//! | change | registry | every home | then |
+//! |---|---|---|---|
+//! | made, longer | [`Description::new`], `grown`, `with_groups` | [`Pool::ensure`] | hosts see it |
+//! | shorter | `shrunk` | the cache drops what it has beyond; [`Pool::cut`] | `settled` |
+//! | gone | `deleted` | the cache drops what it has; [`Pool::delete`] | the registry forgets it |
+//!
 //! Invariants:
 //! - A slice belongs to at most one entry of one share. It is all zeros when it gets there, and whoever had it before has nothing in flight towards it.
 //! - What [`Pool::admit`] admitted has its slice kept for it: after an acknowledgement no write fails for want of space.
