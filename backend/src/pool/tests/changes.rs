@@ -235,6 +235,27 @@ fn delete_and_cut_wait_for_what_is_in_flight() {
     assert_eq!(run(pool.delete(uuid(2), Generation(2))), Ok(()));
 }
 
+/// A write that was translated before the cut lands during it, behind the new end, in a slice that stays.
+#[test]
+fn what_was_in_flight_when_a_volume_was_cut_does_not_come_back() {
+    let mut array = small();
+    let a = thin(&mut array, 1, 32);
+    assert_eq!(array.write(a, 0, 20, 5), Outcome::Done);
+    let pool = only(&array).clone();
+    let id = pool.share(a, Generation(1)).expect("a share");
+    let (pin, at) = (pool.pin(), pool.locate(id, 3, 7).expect("inside").expect("the slice is there"));
+    assert_eq!(run_for(pool.cut(spec(1, 2, 1)), 50), None);
+    let memory = array.grounds[0].memory().clone();
+    memory.write(0, &[66]).expect("in memory");
+    run(array.grounds[0].write(at, &[crate::testing::segment(&memory, 0, 1)])).expect("a write");
+    drop(pin);
+    assert_eq!(run(pool.cut(spec(1, 2, 1))), Ok(()));
+    let id = run(pool.ensure(spec(1, 2, 32))).expect("longer");
+    assert_eq!(pool.locate(id, 3, 7), Ok(Some(at)));
+    let data = array.grounds[0].0.data.borrow();
+    assert_eq!((data[0], data[usize::try_from(at.0).expect("small")]), (5, 0));
+}
+
 #[test]
 fn freed_slices_are_zeroed_ahead_of_need_and_what_cannot_be_zeroed_is_nobodys() {
     let mut array = small();
