@@ -17,11 +17,12 @@ pub mod record;
 mod replacement;
 pub mod slots;
 pub mod store;
+mod streams;
 pub mod vault;
 
 pub use address::{Epoch, TrackAddress, TrackRange, Version, VolumeId};
 pub use authority::{Authority, Regime};
-pub use home::{Cache, CacheConfig, CacheError, Policy, VolumePlace, WriteCommand};
+pub use home::{Cache, CacheConfig, CacheError, ConfigError, Policy, VolumePlace, WriteCommand};
 pub use link::MirrorLink;
 pub use mirror::MirrorArea;
 pub use store::Store;

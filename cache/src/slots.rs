@@ -47,6 +47,8 @@ pub struct Slot {
     dirty: usize,
     /// Blocks that were read: to read them again is to use the track again, to read the others is to go on in it.
     seen: u16,
+    /// It was read before anybody asked for it, and is for one stream.
+    ahead: bool,
 }
 
 impl Slot {
@@ -250,21 +252,28 @@ impl SlotTable {
     pub fn evict(&mut self, mut release: impl FnMut(FrameIndex), enough: impl Fn() -> bool) -> bool {
         while !enough() {
             let Some(place) = self.replacement.pop() else { return false };
-            let slot = self.slots[place].as_mut().expect("what can give something up is there");
-            for block in &mut slot.blocks {
-                if let Some(clean) = block.take_if(|block| block.state == BlockState::Clean) {
-                    release(clean.frame);
-                }
-            }
-            self.changed(place);
+            self.give_up_clean(place, &mut release);
         }
         true
     }
 
-    /// Gives up the clean blocks of one track.
-    pub fn forget_clean(&mut self, track: TrackAddress, mut release: impl FnMut(FrameIndex)) {
+    /// The track was read ahead.
+    pub fn set_ahead(&mut self, track: TrackAddress) {
+        if let Some(slot) = self.places.get(&track).and_then(|place| self.slots[*place].as_mut()) {
+            slot.ahead = true;
+        }
+    }
+
+    /// A stream has read the track: gives up its clean blocks, if it was read ahead for that.
+    pub fn give_up_ahead(&mut self, track: TrackAddress, release: impl FnMut(FrameIndex)) {
         let Some(place) = self.places.get(&track).copied() else { return };
-        let slot = self.slots[place].as_mut().expect("a mapped place holds a slot");
+        if self.slots[place].as_ref().is_some_and(|slot| slot.ahead) {
+            self.give_up_clean(place, release);
+        }
+    }
+
+    fn give_up_clean(&mut self, place: usize, mut release: impl FnMut(FrameIndex)) {
+        let slot = self.slots[place].as_mut().expect("what can give something up is there");
         for block in &mut slot.blocks {
             if let Some(clean) = block.take_if(|block| block.state == BlockState::Clean) {
                 release(clean.frame);
@@ -278,8 +287,15 @@ impl SlotTable {
             return *place;
         }
         let place = self.free.pop().expect("there are as many slots as frames, and as tracks that can be in work");
-        self.slots[place] =
-            Some(Slot { track, blocks: [None; TRACK_BLOCKS], destaging: false, clean: 0, dirty: 0, seen: 0 });
+        self.slots[place] = Some(Slot {
+            track,
+            blocks: [None; TRACK_BLOCKS],
+            destaging: false,
+            clean: 0,
+            dirty: 0,
+            seen: 0,
+            ahead: false,
+        });
         self.places.insert(track, place);
         place
     }

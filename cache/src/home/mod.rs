@@ -28,7 +28,7 @@ use dyad_nvme::types::Lba;
 use dyad_reactor::Time;
 use dyad_reactor::collections::FixedMap;
 use dyad_reactor::executor::Handle;
-use dyad_reactor::sync::{KeyGuard, KeyedLocks, Signal};
+use dyad_reactor::sync::{Inbox, KeyGuard, KeyedLocks, Signal};
 
 use self::pace::Pace;
 pub use self::takeover::Replay;
@@ -40,6 +40,7 @@ use crate::link::MirrorLink;
 use crate::outcomes::OutcomeTable;
 use crate::slots::{DirtyBlock, SlotCounts, SlotTable};
 use crate::store::Store;
+use crate::streams::Streams;
 use crate::vault::{Vault, VaultError};
 
 /// Sizes of a [`Cache`], fixed for its life.
@@ -63,6 +64,48 @@ pub struct CacheConfig {
     /// See `hosts`.
     pub outcomes_per_host: usize,
 }
+
+/// Why a cache cannot be made so.
+#[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// What a takeover and the commands under way need is reserved (PROTOCOLS 3.6).
+    #[error("the cache has {frames} frames of 4 KiB and needs more than {reserved}, which are reserved")]
+    Memory {
+        /// Frames that there are.
+        frames: usize,
+        /// Frames that must not be all.
+        reserved: usize,
+    },
+    /// Hosts are slowed from the threshold of destage on to the limit of write pending.
+    #[error("the limit of write pending must be above the threshold of destage")]
+    Pending,
+    /// Longer than what a group writes at once.
+    #[error("a stripe of {0} tracks: 1 to 16 are possible")]
+    Stripe(u64),
+}
+
+impl CacheConfig {
+    /// Whether a cache of so many frames can be made.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn check(&self, frames: usize) -> Result<(), ConfigError> {
+        let reserved = self.takeover_frames + TRACK_BLOCKS * self.commands;
+        if frames <= reserved {
+            return Err(ConfigError::Memory { frames, reserved });
+        }
+        if self.destage_above >= self.write_pending_limit {
+            return Err(ConfigError::Pending);
+        }
+        if !(1..=destage::STRIPE_TRACKS_MAX).contains(&self.stripe_tracks) {
+            return Err(ConfigError::Stripe(self.stripe_tracks));
+        }
+        Ok(())
+    }
+}
+
+/// Tracks that wait to be read ahead.
+const READ_AHEAD_TRACKS: usize = 64;
 
 /// Why a read or write was not done.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
@@ -151,6 +194,9 @@ struct Inner<S: Store, P> {
     /// What destages by lanes work in; one for each command.
     #[expect(clippy::vec_box, reason = "a lane holds the box, and not what is in it")]
     pages: RefCell<Vec<Box<destage::Page>>>,
+    streams: RefCell<Streams>,
+    /// Tracks that are to be read ahead.
+    read_ahead: Inbox<TrackAddress>,
     pace: Pace,
     /// Fires when something became dirty, clean, or stopped destaging.
     moved: Signal,
@@ -172,7 +218,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
     /// A cache in `memory` over `store`, which holds `volumes`; the memory is mapped at the store's devices.
     ///
     /// # Panics
-    /// If the memory is too small for what must be reserved.
+    /// If [`CacheConfig::check`] refuses the configuration for that many frames.
     pub fn new(
         handle: Handle,
         config: CacheConfig,
@@ -183,12 +229,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
     ) -> Self {
         let pool = FramePool::new(memory);
         let frames = pool.free_count();
-        assert!(
-            frames > config.takeover_frames + TRACK_BLOCKS * config.commands,
-            "{frames} frames leave no room for commands"
-        );
-        assert!(config.destage_above < config.write_pending_limit, "hosts are slowed between two different numbers");
-        assert!((1..=destage::STRIPE_TRACKS_MAX).contains(&config.stripe_tracks), "{} tracks", config.stripe_tracks);
+        config.check(frames).expect("a configuration that was checked");
         let lost = Vec::with_capacity(volumes.len());
         let volumes = volumes.iter().map(|place| (place.id, *place)).collect();
         Self {
@@ -211,6 +252,8 @@ impl<S: Store, P: Provider> Cache<S, P> {
                 media_writes: Cell::new(0),
                 destage_from: Cell::new(None),
                 pages: RefCell::new((0..config.commands).map(|_| Box::default()).collect()),
+                streams: RefCell::default(),
+                read_ahead: Inbox::new(READ_AHEAD_TRACKS),
                 pace: Pace::new(config.destage_above, config.write_pending_limit),
                 moved: Signal::new(),
                 counters: RefCell::default(),
@@ -235,6 +278,12 @@ impl<S: Store, P: Provider> Cache<S, P> {
     #[must_use]
     pub fn counters(&self) -> CacheCounters {
         self.inner.counters.borrow().clone()
+    }
+
+    /// The vault, if it is open here.
+    #[must_use]
+    pub fn vault(&self) -> Option<Vault<S::Device>> {
+        self.inner.vault.borrow().clone()
     }
 
     /// Slots by their states.
@@ -335,10 +384,6 @@ impl<S: Store, P: Provider> Cache<S, P> {
         let sequence = self.inner.sequence.get() + 1;
         self.inner.sequence.set(sequence);
         Version { epoch, sequence }
-    }
-
-    fn vault(&self) -> Option<Vault<S::Device>> {
-        self.inner.vault.borrow().clone()
     }
 
     fn count(&self, change: impl FnOnce(&mut CacheCounters)) {

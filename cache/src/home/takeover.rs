@@ -109,7 +109,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
         store.write(lba, segments, true).await.map_err(|error| self.group_failed(error))
     }
 
-    /// There is no partner any more. Commands that wait for it will see the regime change.
+    /// There is no partner any more. Commands that wait for it will see the regime change. Whoever goes on alone calls [`Self::journal`] next.
     pub fn drop_link(&self) {
         if let Some(link) = self.inner.link.borrow_mut().take() {
             link.close();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dyad_cache::record::CommandId;
-use dyad_cache::{CacheError, VolumeId};
+use dyad_cache::{CacheConfig, CacheError, ConfigError, VolumeId};
 use dyad_nvme::types::Lba;
 use dyad_reactor::Time;
 
@@ -181,4 +181,23 @@ fn a_director_that_is_alone_answers_from_the_vault_and_one_without_from_media() 
         world.recover().unwrap();
         assert_eq!(read(&mut world, MIRRORED), Ok(vec![10, 11, 12, 13]));
     }
+}
+
+#[test]
+fn a_cache_that_is_too_small_is_refused_with_numbers() {
+    let config = CacheConfig {
+        takeover_frames: 96,
+        destage_above: 48,
+        write_pending_limit: 96,
+        stripe_tracks: 1,
+        nvcache: false,
+        commands: 10,
+        hosts: 1,
+        outcomes_per_host: 8,
+    };
+    assert_eq!(config.check(257), Ok(()));
+    let refused = config.check(256).unwrap_err();
+    assert_eq!(refused.to_string(), "the cache has 256 frames of 4 KiB and needs more than 256, which are reserved");
+    assert_eq!(CacheConfig { stripe_tracks: 17, ..config }.check(500), Err(ConfigError::Stripe(17)));
+    assert_eq!(CacheConfig { write_pending_limit: 48, ..config }.check(500), Err(ConfigError::Pending));
 }

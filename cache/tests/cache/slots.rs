@@ -170,3 +170,45 @@ fn whole_stripes_go_first_and_in_one_piece() {
     let counters = cache.counters();
     assert_eq!((counters.destaged_stripes, counters.destaged_blocks, cache.dirty_blocks()), (1, 35, 0));
 }
+
+#[test]
+fn a_scan_is_read_ahead_and_leaves_nothing_behind() {
+    let mut world = World::whole(4, Settings { stripe_tracks: 2, ..lazy() });
+    let writer = world.cache();
+    world.run(async move {
+        for track in 0..8 {
+            world::write(&writer, range(track * 16, 16), 1000 + track * 16, (1, 1 + track), false).await.unwrap();
+        }
+        writer.flush(MIRRORED, dyad_reactor::Time::FAR_FUTURE).await.unwrap();
+    });
+    world.lose_power();
+    world.start(0);
+    world.recover().unwrap();
+    let cache = world.cache();
+    for track in 0..8 {
+        let reader = cache.clone();
+        let values = world.run(async move { world::read(&reader, range(track * 16, 16)).await }).unwrap();
+        assert_eq!(values, (0..16).map(|block| 1000 + track * 16 + block).collect::<Vec<_>>());
+        world.pass(Duration::from_millis(1));
+    }
+    let counters = cache.counters();
+    // Two tracks are not a stream yet; the third was asked for by the second.
+    assert_eq!((counters.read_hits, counters.read_misses, counters.bypassed_reads), (6, 2, 1));
+    assert_eq!((counters.read_blocks, counters.read_ahead_blocks), (32, 96));
+    assert_eq!(cache.cached_blocks(), 16, "only the first track, before anybody knew of a stream");
+}
+
+#[test]
+fn a_large_read_of_a_stream_sees_what_is_newer_than_media() {
+    let (mut world, cache) = cold();
+    let user = cache.clone();
+    world.run(async move {
+        world::write(&user, range(35, 2), 7, (1, 2), false).await.unwrap();
+        for track in 0..2 {
+            world::read(&user, range(track * 16, 16)).await.unwrap();
+        }
+        let values = world::read(&user, range(32, 16)).await.unwrap();
+        assert_eq!(values[2..6], [0, 7, 8, 0]);
+    });
+    assert!(cache.counters().bypassed_reads >= 2);
+}

@@ -257,3 +257,23 @@ fn a_small_fua_write_is_one_append_on_every_keeper() {
     world.run(async move { again.flush().await });
     assert_eq!(world.cache().counters().vaulted_blocks, 1);
 }
+
+#[test]
+fn a_record_that_a_keeper_missed_counts_when_that_keeper_is_on_record_as_failed() {
+    let settings = Settings { idle: Duration::from_secs(10), ..settings() };
+    let mut world = World::whole(6, settings);
+    let flat = Rc::new(RefCell::new(Flat::new(BLOCKS)));
+    let mut host = Host { cache: world.cache(), flat, value: 0, sequence: 0 };
+    let vault = world.cache().vault().unwrap();
+    world.media[1].fail();
+    world.operations.push(Box::pin(async move { host.write(7, 1, true).await }));
+    world.pass(Duration::from_millis(100));
+    let failing: Vec<_> = vault.failing().collect();
+    assert_eq!((failing.len(), world.operations.len()), (1, 1), "the write waits");
+    vault.recorded(failing[0]);
+    world.finish();
+    assert_eq!(vault.failing().count(), 0);
+    // The keeper that is left has it.
+    let head = |cell: u64| world.media[0].contents(Lba(VAULT_START.0 + cell * 17)).unwrap();
+    assert!((0..36).any(|cell| head(cell)[92..94] == [1 << 7, 0]));
+}

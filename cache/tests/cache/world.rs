@@ -51,6 +51,7 @@ const TAG: ProtectionTag = ProtectionTag(1);
 const NAMES: [&str; 2] = ["a", "b"];
 const LANES: usize = 12;
 const DESTAGERS: usize = 2;
+const READERS_AHEAD: usize = 2;
 
 /// How a world is made.
 #[derive(Debug, Copy, Clone)]
@@ -167,7 +168,7 @@ impl World {
     pub(crate) fn start(&mut self, me: usize) {
         assert!(self.directors[me].is_none(), "it runs");
         self.starts += 1;
-        let limits = Limits { tasks: 2 + DESTAGERS, timers: 128 };
+        let limits = Limits { tasks: 2 + DESTAGERS + READERS_AHEAD, timers: 128 };
         let executor = Executor::new(limits, Rc::new(self.time.clone()));
         let handle = executor.handle();
         let provider = self.fabric.node(NAMES[me], self.starts);
@@ -221,6 +222,9 @@ impl World {
         handle.spawn("receive", director.receive());
         for _ in 0..DESTAGERS {
             handle.spawn("destage", director.cache.clone().run_destage(self.settings.idle));
+        }
+        for _ in 0..READERS_AHEAD {
+            handle.spawn("read ahead", director.cache.clone().run_read_ahead());
         }
         director.executor.seal();
         self.directors[me] = Some(director);

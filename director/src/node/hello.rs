@@ -2,7 +2,7 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 0..2 | version of everything that partners say to each other, 1 |
+//! | 0..2 | version of everything that partners say to each other, 2 |
 //! | 2 | director |
 //! | 3 | 0 |
 //! | 4..8 | incarnation |
@@ -14,7 +14,7 @@ use dyad_matrix::provider::RegionHandle;
 
 use crate::membership::{DirectorId, Incarnation};
 
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// Length of the encoding.
 pub(super) const HELLO_BYTES: usize = 36;
@@ -76,7 +76,7 @@ mod tests {
         let mut bytes = hello.encode();
         assert_eq!(Hello::decode(&bytes), Some(hello));
         assert_eq!(Hello::decode(&bytes[1..]), None);
-        bytes[0] = 2;
+        bytes[0] = 1;
         assert_eq!(Hello::decode(&bytes), None, "another version");
     }
 }

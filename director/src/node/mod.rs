@@ -20,7 +20,7 @@ use dyad_backend::Device;
 use dyad_backend::device::DeviceId;
 use dyad_backend::raid::{GroupError, NewGroupError, Raid1};
 use dyad_cache::mirror::Adoptable;
-use dyad_cache::{Authority, Cache, CacheConfig, MirrorArea, Policy, Regime, VolumePlace};
+use dyad_cache::{Authority, Cache, CacheConfig, ConfigError, MirrorArea, Policy, Regime, VolumePlace};
 use dyad_frontend::vi::HOST_TAG;
 use dyad_frontend::{Target, TargetConfig};
 use dyad_matrix::endpoint::{Endpoint, EndpointConfig};
@@ -48,6 +48,9 @@ pub const MIRROR_SERVICE: Discriminator = Discriminator(3);
 
 /// The protection tag of the VIs to the partner.
 const PEER_TAG: ProtectionTag = ProtectionTag(1);
+
+/// Tracks that are read ahead at once.
+const READERS_AHEAD: usize = 2;
 
 /// Tasks that a node spawns besides the lanes.
 pub const SERVICE_TASKS: usize = 24;
@@ -106,6 +109,9 @@ pub enum NewNodeError {
     /// A device cannot reach the cache's memory.
     #[error("the devices cannot reach the cache's memory: {0}")]
     Map(GroupError),
+    /// The cache cannot be made so.
+    #[error("the cache cannot be made: {0}")]
+    Cache(#[from] ConfigError),
     /// The provider has no room.
     #[error("the matrix has no room: {0}")]
     Matrix(#[from] ResourceError),
@@ -171,6 +177,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             // A host keeps its numbers within four times its depth, and a command has at most two parts.
             outcomes_per_host: usize::from(config.host_depth) * 4 * 2,
         };
+        cache_config.check(usize::try_from(config.cache_frames).expect("32 bits fit"))?;
         let cache =
             Cache::new(handle.clone(), cache_config, authority.clone(), frames, group.clone(), &[config.volume]);
         let target_config = TargetConfig {
@@ -234,6 +241,9 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         handle.spawn("peer receive", self.clone().run_peer_receive());
         handle.spawn("peer connect", self.clone().run_peer_connect());
         handle.spawn("peer close", self.clone().run_peer_close());
+        for _ in 0..READERS_AHEAD {
+            handle.spawn("read ahead", self.inner.cache.clone().run_read_ahead());
+        }
         for _ in 0..self.inner.config.destagers {
             handle.spawn("destage", self.inner.cache.clone().run_destage(self.inner.config.idle_destage));
         }
