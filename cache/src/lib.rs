@@ -1,8 +1,8 @@
 //! Floor 3. The write cache that two directors mirror: an acknowledged write is in the memory of both (PROTOCOLS 3).
 //!
-//! The home of a group runs [`Cache`]: frames, slots, commit, destage. Its partner runs [`MirrorArea`]: it checks and
-//! remembers what the home wrote into its memory, and hands it over when it becomes the home itself. [`Vault`] is where dirty blocks survive total loss of power.
-//! Who may serve is decided elsewhere and read from [`Authority`].
+//! The home of a group runs [`Cache`]: frames, slots, commit, destage. Its partner runs [`MirrorArea`]: it checks and remembers what the home wrote
+//! into its memory, and hands it over when it becomes the home itself. [`Vault`] is where dirty blocks survive total loss of power. Who may serve is
+//! decided elsewhere and read from [`Authority`].
 
 pub mod address;
 pub mod authority;

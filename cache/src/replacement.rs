@@ -1,8 +1,8 @@
 //! Which track gives up its clean blocks first: S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: "FIFO queues are all you need for cache eviction", SOSP 2023).
 //!
-//! What comes in waits in a *small* queue; what is not used again there leaves after one pass, so that a scan pushes nothing out that is in use. What is used again
-//! moves to the *main* queue, where every use (up to three) buys another round. What left the small queue unused is remembered by name only, as a
-//! *ghost*: if it comes back soon it goes to the main queue at once. Every step is O(1), and nothing is allocated after start.
+//! What comes in waits in a *small* queue; what is not used again there leaves after one pass, so that a scan pushes nothing out that is in use. What
+//! is used again moves to the *main* queue, where every use (up to three) buys another round. What left the small queue unused is remembered by name
+//! only, as a *ghost*: if it comes back soon it goes to the main queue at once. Every step is O(1), and nothing is allocated after start.
 
 use std::hash::{BuildHasher, Hash};
 

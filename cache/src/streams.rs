@@ -1,8 +1,8 @@
 //! Sequential streams: who reads on where somebody read before, and what will be asked for next.
 //!
-//! A read continues a stream if it begins where the stream is, or a little ahead: commands outstanding together come in any order. A stream counts as sequential
-//! after [`SEQUENTIAL_BLOCKS`]; from then on the rest of its stripe and the next one are to be read before they are asked for. The stream that nobody
-//! continued for longest makes room for a new one.
+//! A read continues a stream if it begins where the stream is, or a little ahead: commands outstanding together come in any order. A stream counts as
+//! sequential after [`SEQUENTIAL_BLOCKS`]; from then on the rest of its stripe and the next one are to be read before they are asked for. The stream
+//! that nobody continued for longest makes room for a new one.
 
 use crate::address::{TRACK_BLOCKS, TrackRange, VolumeId};
 

@@ -1,8 +1,8 @@
 //! What `dyad bench cache` measures: the caches of two directors, each on a core of its own, over `shm`: a home with lanes, and a partner that only mirrors.
 //!
-//! The caller runs [`run`] and brings a way to start the second process, which runs [`serve`]. Hosts are a buffer beside the frames: their transfer costs the one
-//! copy that an RDMA of theirs would. Media are emulated devices in memory, turned by the home's thread.
-//! [`Home`] and [`Mirror`] are loops that are turned by hand, so that a test can run both in one thread and count.
+//! The caller runs [`run`] and brings a way to start the second process, which runs [`serve`]. Hosts are a buffer beside the frames: their transfer
+//! costs the one copy that an RDMA of theirs would. Media are emulated devices in memory, turned by the home's thread. [`Home`] and [`Mirror`] are
+//! loops that are turned by hand, so that a test can run both in one thread and count.
 
 mod home;
 mod media;

@@ -1,7 +1,8 @@
 //! Destage: dirty blocks to media, in address order, whole stripes first; then the partner forgets them and the vault may retire them.
 //!
-//! A stripe that is dirty as a whole needs no reads below (parity is computed from what is written), so those within reach of the cursor go first; now and then
-//! the cursor itself takes what is next in order, whole or not, so that nothing waits for ever. While little is dirty, dirty blocks rest a while: more of the stripe may come.
+//! A stripe that is dirty as a whole needs no reads below (parity is computed from what is written), so those within reach of the cursor go first;
+//! now and then the cursor itself takes what is next in order, whole or not, so that nothing waits for ever. While little is dirty, dirty blocks rest
+//! a while: more of the stripe may come.
 
 use std::time::Duration;
 

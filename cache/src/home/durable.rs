@@ -1,7 +1,8 @@
 //! What must survive total loss of power: FLUSH, FUA, power warning, clean shutdown, adopted slots (PROTOCOLS 6).
 //!
-//! All of them save dirty blocks to the vault: one append each, however scattered the blocks are on media. What finds the vault full, or has none, is destaged
-//! instead. Before any of them is answered, nothing in the vault may be older than media ([`Vault::is_stale`](crate::vault::Vault::is_stale)).
+//! All of them save dirty blocks to the vault: one append each, however scattered the blocks are on media. What finds the vault full, or has none, is
+//! destaged instead. Before any of them is answered, nothing in the vault may be older than media
+//! ([`Vault::is_stale`](crate::vault::Vault::is_stale)).
 
 use dyad_matrix::Provider;
 use dyad_matrix::frames::Pinned;
@@ -60,8 +61,8 @@ impl<S: Store, P: Provider> Cache<S, P> {
         Ok(())
     }
 
-    /// Journals what was adopted from a lost partner, then retires what the vault had before: the mirror and media have newer versions of all of it. After this
-    /// everything that was acknowledged survives this director (`settled`).
+    /// Journals what was adopted from a lost partner, then retires what the vault had before: the mirror and media have newer versions of all of it.
+    /// After this everything that was acknowledged survives this director (`settled`).
     ///
     /// # Errors
     /// [`CacheError`]: it is not settled.

@@ -1,7 +1,8 @@
 //! How hosts are slowed when they write faster than media does: smoothly, so that none ever stops (DESIGN 5).
 //!
-//! A write waits in proportion to its blocks, to the time that destage takes for a block, and to how far write pending has come on its way from the threshold to the
-//! limit: nothing at the threshold, twice the time of destage at the limit. So between the two there is a point where hosts write as fast as media does, and there it stays.
+//! A write waits in proportion to its blocks, to the time that destage takes for a block, and to how far write pending has come on its way from the
+//! threshold to the limit: nothing at the threshold, twice the time of destage at the limit. So between the two there is a point where hosts write as
+//! fast as media does, and there it stays.
 
 use std::cell::Cell;
 use std::time::Duration;

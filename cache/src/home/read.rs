@@ -1,7 +1,7 @@
 //! Reads: hits from frames, misses from the group, one miss of a track at a time; what a sequential stream will ask for next is read before.
 //!
-//! A large read of a stream that finds nothing goes past the slots: its frames are given back as soon as the host has the bytes. What was read ahead is given up as
-//! soon as a stream has read it. So a scan takes hardly more frames than it has under way.
+//! A large read of a stream that finds nothing goes past the slots: its frames are given back as soon as the host has the bytes. What was read ahead
+//! is given up as soon as a stream has read it. So a scan takes hardly more frames than it has under way.
 
 use dyad_matrix::Provider;
 use dyad_matrix::frames::{Pinned, joined};

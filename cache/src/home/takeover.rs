@@ -43,7 +43,8 @@ impl<S: Store, P: Provider> Cache<S, P> {
         self.inner.link.borrow().clone()
     }
 
-    /// Waits until no write is on its way to media or vault, and writes to media what a partner would have to have. The regime must keep new writes from starting.
+    /// Waits until no write is on its way to media or vault, and writes to media what a partner would have to have. The regime must keep new writes
+    /// from starting.
     ///
     /// # Errors
     /// [`CacheError`]: something is dirty that the partner does not have.
@@ -200,8 +201,8 @@ impl<S: Store, P: Provider> Cache<S, P> {
         self.vault().is_some_and(|vault| vault.mark(volume).is_some())
     }
 
-    /// Writes to media what the vault has, block by block in its greatest version, and then retires it (PROTOCOLS 6.4). To be done again if it fails or is cut short:
-    /// until everything is on media the vault stays as it is.
+    /// Writes to media what the vault has, block by block in its greatest version, and then retires it (PROTOCOLS 6.4). To be done again if it fails
+    /// or is cut short: until everything is on media the vault stays as it is.
     ///
     /// # Errors
     /// [`CacheError`]; [`VaultError::Damaged`] before anything was written.

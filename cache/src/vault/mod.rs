@@ -5,9 +5,9 @@
 //! - `marks.rs`: what is known about `unmirrored` volumes;
 //! - `open.rs`: what is found in a vault, and whether all of it is there.
 //!
-//! A record goes to all keepers at once, FUA; it is durable when every keeper that is not on record as failed has it. A keeper that fails goes the way of a leg
-//! of a group: it is reported ([`Vault::failing`]), and the record waits until that is recorded, so that nobody later takes it for a whole one.
-//! Nothing allocates after [`Vault::open`].
+//! A record goes to all keepers at once, FUA; it is durable when every keeper that is not on record as failed has it. A keeper that fails goes the
+//! way of a leg of a group: it is reported ([`Vault::failing`]), and the record waits until that is recorded, so that nobody later takes it for a
+//! whole one. Nothing allocates after [`Vault::open`].
 
 mod ledger;
 mod marks;
@@ -206,8 +206,8 @@ impl<D> Clone for Vault<D> {
 }
 
 impl<D: Device> Vault<D> {
-    /// Waits until nobody saves blocks of the track. What is to be saved is looked up after that: of two records of one block the later one has the greater version,
-    /// so the one that counts is never retired first.
+    /// Waits until nobody saves blocks of the track. What is to be saved is looked up after that: of two records of one block the later one has the
+    /// greater version, so the one that counts is never retired first.
     pub async fn batch(&self, track: TrackAddress) -> Batch {
         // Broken on purpose: as many keys as batches keep nobody out.
         let others = if is_active(Mutation::SavesOvertake) { self.inner.pages.borrow().len() as u64 } else { 0 };
@@ -457,7 +457,8 @@ impl<D: Device> Vault<D> {
         HeadFrame { sequence, oldest, frame }
     }
 
-    /// Writes a record to all live keepers, and waits until all failures are on record. A record that may be missing must be the last one: an error closes the vault.
+    /// Writes a record to all live keepers, and waits until all failures are on record. A record that may be missing must be the last one: an error
+    /// closes the vault.
     async fn write(&self, head: &HeadFrame, segments: &[Segment]) -> Result<(), VaultError> {
         let inner = &*self.inner;
         let lba = Lba(inner.region.start.0 + head.sequence % inner.cells * CELL_BLOCKS);

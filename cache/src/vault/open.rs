@@ -38,8 +38,8 @@ impl Found {
 }
 
 impl<D: Device> Vault<D> {
-    /// Opens the vault of `group` in the same region of each of `members`, for the home of `epoch`, after fencing. `memory` has a frame for each record that may be
-    /// under way, [`WINDOW`] of them.
+    /// Opens the vault of `group` in the same region of each of `members`, for the home of `epoch`, after fencing. `memory` has a frame for each
+    /// record that may be under way, [`WINDOW`] of them.
     ///
     /// # Errors
     /// [`VaultError`]: nothing was changed.
