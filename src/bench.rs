@@ -27,6 +27,8 @@ enum What {
     Nvme,
     /// The caches of two directors over shared memory: hits, mirrored and unmirrored writes, destage
     Cache,
+    /// NVMe/TCP over loopback: our initiator, our target with a volume in memory, and a bare socket beside them
+    Frontend,
     /// Parity beside memcpy, commands per write, a group beside the sum of its devices, a rebuild beside hosts
     Raid,
     /// Directors are killed, stopped and started again under load: how long until it goes on, and what was lost
@@ -58,6 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         What::Matrix => ("matrix", measure("matrix", matrix)),
         What::Nvme => ("nvme", measure("nvme", nvme)),
         What::Cache => ("cache", measure("cache", cache)),
+        What::Frontend => ("frontend", dyad_frontend::bench::run(progress).map_err(|error| error.to_string())),
         What::Raid => ("raid", dyad_backend::bench::raid::run_raid(progress).map_err(|error| error.to_string())),
         What::Takeover { rounds } => ("takeover", takeover(*rounds)),
         What::Peer { name, directory } => {

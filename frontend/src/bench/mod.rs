@@ -1,5 +1,50 @@
-//! What `dyad bench frontend` measures, and the target that it measures: one volume in memory behind NVMe/TCP.
+//! What `dyad bench frontend` measures: NVMe/TCP over loopback, our target with one volume in memory on one core, our initiator
+//! on the other; beside it, in the same run, a bare socket that carries as many bytes there and back (DESIGN 8).
 
+mod load;
+mod socket;
 mod target;
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use dyad_nvme::types::BlockCount;
+use dyad_reactor::figures::Row;
+use dyad_reactor::reactor::max_spin_for;
+
+pub use load::LoadError;
 pub use target::{HOST_NQN, MemoryTarget, NQN, TargetError, VOLUME};
+
+/// 256 MiB: beyond what the processor keeps close.
+const BLOCKS: BlockCount = BlockCount(65536);
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// No target.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// No load.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The bare socket.
+    #[error("a bare socket: {0}")]
+    Socket(#[from] std::io::Error),
+}
+
+/// Takes all figures; `progress` gets a line now and then.
+///
+/// # Errors
+/// [`BenchError`].
+pub fn run(progress: impl FnMut(&str) + 'static) -> Result<Vec<Row>, BenchError> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let (target_core, host_core) = if cores > 1 { (Some(0), Some(1)) } else { (None, None) };
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let target = MemoryTarget::start(any, BLOCKS, max_spin_for(2), target_core)?;
+    let mut figures = load::run(target.address(), max_spin_for(2), host_core, target.memory(), progress)?;
+    drop(target);
+    for _ in 0..dyad_reactor::figures::ROUNDS {
+        socket::round_trips(Duration::from_millis(400), &mut figures)?;
+    }
+    Ok(figures.rows())
+}

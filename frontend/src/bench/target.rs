@@ -58,6 +58,7 @@ pub enum TargetError {
 #[derive(Debug)]
 pub struct MemoryTarget {
     address: SocketAddr,
+    memory: Memory,
     stopper: Stopper,
     thread: Option<JoinHandle<()>>,
 }
@@ -74,9 +75,13 @@ impl MemoryTarget {
         max_spin: Duration,
         core: Option<usize>,
     ) -> Result<Self, TargetError> {
+        let bytes = BlockCount(blocks.0 + SPARE_FRAMES).bytes();
+        let bytes = usize::try_from(bytes).map_err(|_| MapError::Os(Errno::ENOMEM))?;
+        let memory = Memory::shared("dyad-volume", bytes, HugePages::IfAvailable)?;
+        let frames = memory.clone();
         let (tell, told) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let reactor = make(address, blocks, max_spin, core);
+            let reactor = make(address, blocks, frames, max_spin, core);
             let mut reactor = match reactor {
                 Ok((reactor, address)) => {
                     // Whoever asked waits for it.
@@ -93,7 +98,13 @@ impl MemoryTarget {
             }
         });
         let (address, stopper) = told.recv().map_err(|_| TargetError::Ended)??;
-        Ok(Self { address, stopper, thread: Some(thread) })
+        Ok(Self { address, memory, stopper, thread: Some(thread) })
+    }
+
+    /// What holds the blocks: tells how many bytes were copied there.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// Where it listens.
@@ -117,6 +128,7 @@ impl Drop for MemoryTarget {
 fn make(
     address: SocketAddr,
     blocks: BlockCount,
+    memory: Memory,
     max_spin: Duration,
     core: Option<usize>,
 ) -> Result<(Reactor, SocketAddr), TargetError> {
@@ -133,9 +145,6 @@ fn make(
     let limits = Limits { tasks: TcpPort::<MemoryBacking>::tasks(&config), timers: 1024 };
     let mut reactor = Reactor::new(Options { limits, max_spin, core })?;
     let handle = reactor.handle();
-    let bytes = BlockCount(blocks.0 + SPARE_FRAMES).bytes();
-    let bytes = usize::try_from(bytes).map_err(|_| MapError::Os(Errno::ENOMEM))?;
-    let memory = Memory::shared("dyad-volume", bytes, HugePages::IfAvailable)?;
     let backing = MemoryBacking::new(&handle, memory, &[(VOLUME, blocks)]);
     let listener = TcpListener::bind(address)?;
     let address = listener.local_addr()?;

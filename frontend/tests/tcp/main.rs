@@ -68,6 +68,9 @@ impl Target {
             let subsystem = Rc::new(RefCell::new(subsystem(address)));
             let port = TcpPort::new(&handle, config, subsystem, backing, listener).unwrap();
             reactor.add_source(port.source()).unwrap();
+            // There is a lane for every command that is served at once (DESIGN 2).
+            let sizes = reactor.executor().task_sizes();
+            assert!(sizes.iter().all(|(_, size)| *size <= 4096), "{sizes:?}");
             tell.send((address, reactor.stopper())).unwrap();
             reactor.run().unwrap();
         });

@@ -128,7 +128,7 @@ impl Queue {
             params: Params { header_digest: agreed.header_digest, data_digest: agreed.data_digest },
             agreed,
             in_capsule_max: dyad_nvme::tcp::ADMIN_IN_CAPSULE_BYTES,
-            window: Window::new(SHORT_BYTES + SHORT_BYTES + DIGEST_BYTES),
+            window: Window::new(SHORT_BYTES + if agreed.header_digest { DIGEST_BYTES } else { 0 }),
             intake: Intake::Header,
             slots: (0..entries).map(|_| slot()).collect(),
             free: (0..entries).rev().collect(),
