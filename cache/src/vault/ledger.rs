@@ -19,6 +19,9 @@ struct Newest {
     settled: bool,
 }
 
+/// Versions of a track's blocks.
+pub(super) type Settled = [Option<Version>; TRACK_BLOCKS];
+
 /// A record with contents.
 #[derive(Debug, Copy, Clone)]
 struct Cell {
@@ -33,6 +36,8 @@ pub(super) struct Ledger {
     cells: Vec<Option<Cell>>,
     tracks: FixedMap<TrackAddress, [Option<Newest>; TRACK_BLOCKS]>,
     under_way: heapless::Vec<u64, WINDOW_RECORDS>,
+    /// Tracks of which a record is being made, with what reached media meanwhile.
+    watched: heapless::Vec<(TrackAddress, Settled), WINDOW_RECORDS>,
     /// The first record of this opening.
     base: u64,
     next: u64,
@@ -50,6 +55,7 @@ impl Ledger {
             cells: vec![None; count],
             tracks: fixed_map(count),
             under_way: heapless::Vec::new(),
+            watched: heapless::Vec::new(),
             base: next,
             next,
             oldest,
@@ -121,8 +127,22 @@ impl Ledger {
         self.cells[place] = Some(Cell { track, unsettled });
     }
 
+    /// A record of the track is going to be made: from before its blocks are looked up until [`Self::unwatch`].
+    pub(super) fn watch(&mut self, track: TrackAddress) {
+        assert!(self.watched.push((track, [None; TRACK_BLOCKS])).is_ok(), "as many as there are turns");
+    }
+
+    /// What reached media since [`Self::watch`]: to be settled once more, now that the record is there.
+    pub(super) fn unwatch(&mut self, track: TrackAddress) -> Settled {
+        let place = self.watched.iter().position(|(watched, _)| *watched == track).expect("it was watched");
+        self.watched.swap_remove(place).1
+    }
+
     /// Media has `version` of the block, durably.
     pub(super) fn settle(&mut self, track: TrackAddress, index: usize, version: Version) {
+        for (_, settled) in self.watched.iter_mut().filter(|(watched, _)| *watched == track) {
+            settled[index] = settled[index].max(Some(version));
+        }
         let Some(newest) = self.tracks.get_mut(&track).and_then(|entries| entries[index].as_mut()) else {
             // A record may have had it that is retired here and not yet durably.
             if self.durable < self.oldest {
@@ -290,6 +310,20 @@ mod tests {
         assert!(!ledger.is_stale());
         ledger.settle(track(7), 0, version(3));
         assert!(ledger.is_stale() && ledger.can_retire_stale());
+    }
+
+    #[test]
+    fn what_reaches_media_while_a_record_is_made_counts_for_that_record() {
+        let mut ledger = Ledger::new(40, 1, 1);
+        ledger.watch(track(7));
+        ledger.settle(track(7), 0, version(5));
+        ledger.settle(track(8), 0, version(6));
+        append(&mut ledger, 7, 2, 3);
+        for (index, settled) in ledger.unwatch(track(7)).into_iter().enumerate() {
+            assert_eq!(settled, (index == 0).then_some(version(5)));
+            settled.into_iter().for_each(|settled| ledger.settle(track(7), index, settled));
+        }
+        assert!(ledger.is_stale());
     }
 
     #[test]

@@ -213,6 +213,7 @@ impl<D: Device> Vault<D> {
         let others = if is_active(Mutation::SavesOvertake) { self.inner.pages.borrow().len() as u64 } else { 0 };
         let turn = self.inner.turns.lock(TrackAddress { track: track.track ^ (others << 48), ..track }).await;
         let page = self.inner.pages.borrow_mut().pop().expect("as many pages as turns");
+        self.inner.ledger.borrow_mut().watch(track);
         Batch { track, _turn: turn, page }
     }
 
@@ -228,7 +229,16 @@ impl<D: Device> Vault<D> {
 
     /// Nothing of it is to be saved after all.
     pub fn give_up(&self, batch: Batch) {
-        let Batch { mut page, _turn: turn, .. } = batch;
+        let Batch { track, mut page, _turn: turn } = batch;
+        {
+            let mut ledger = self.inner.ledger.borrow_mut();
+            let settled = ledger.unwatch(track);
+            for (index, version) in
+                settled.into_iter().enumerate().filter_map(|(index, version)| Some((index, version?)))
+            {
+                ledger.settle(track, index, version);
+            }
+        }
         page.blocks.clear();
         page.segments.clear();
         self.inner.pages.borrow_mut().push(page);
