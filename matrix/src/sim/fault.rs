@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use dyad_reactor::Rng;
 
-use super::state::{Body, ConnectionId, EndState, NodeIndex, Operation, PlaceIndex, Side, State, other};
+use super::state::{
+    Body, Connection, ConnectionId, EndState, NodeIndex, Operation, PlaceIndex, Side, State, Transfer, other,
+};
 use super::{Fabric, Inner};
 use crate::provider::{BrokenReason, Reliability};
 
@@ -34,6 +36,23 @@ impl Fabric {
             self.0.stop_in_the_middle(state, node);
         }
         self.0.trace(|| format!("{name} pauses{}", if stalled { " and its transfers with it" } else { "" }));
+    }
+
+    /// An RDMA write of the process `name` is the next thing to land somewhere.
+    ///
+    /// # Panics
+    /// If no node of that name runs.
+    #[must_use]
+    pub fn is_writing(&self, name: &str) -> bool {
+        let state = &mut *self.0.state.borrow_mut();
+        let node = running(state, name);
+        let lands = |connection: &Connection, side: Side| {
+            let first = connection.flows[side].packets.front().map(|packet| &packet.body);
+            let open = connection.ends[other(side)].state != EndState::Closed;
+            let writes = |transfer: &Transfer| matches!(transfer.operation, Operation::Write(_));
+            connection.ends[side].node == node && open && matches!(first, Some(Body::Transfer(first)) if writes(first))
+        };
+        state.connections.values().any(|connection| [0, 1].into_iter().any(|side| lands(connection, side)))
     }
 
     /// Lets `name` go on after [`Self::pause`]; nothing to a node that was not paused or has died.

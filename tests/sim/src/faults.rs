@@ -5,7 +5,7 @@
 //! | there | here |
 //! |---|---|
 //! | pause at any await | `Pause`: the executor stops between any two polls; `Host` does it to hosts |
-//! | pause inside any RDMA write, landing after the takeover | `Pause` with the matrix's stalled nodes and, by seed, its late writes |
+//! | pause inside any RDMA write, landing after the takeover | `Pause`, at the moment of a write, with the matrix's stalled nodes and, by seed, late writes |
 //! | restart faster than detection | `Crash` |
 //! | compare-and-swap with unknown outcome | `Registry` |
 //! | partial preempt | `Reset`, `Controller` or `Crash` while the winner fences, device by device |
@@ -33,8 +33,8 @@ pub enum Fault {
     /// A director is gone; it starts again sooner or later than its lease. Only while its partner lives and is a member, or
     /// when nothing is in its memory alone: the loss of two directors is survived only by what is on media.
     Crash,
-    /// A director's tasks stop wherever they await, in half of the cases with its RDMA writes in their middle, for less or
-    /// longer than a lease. Both directors, too.
+    /// A director's tasks stop wherever they await, mostly the home's and while it writes to somebody's memory, in half of the cases with
+    /// these writes in their middle, for less or longer than a lease. Both directors, too.
     Pause,
     /// The link between the directors holds everything, one way or both.
     Link,

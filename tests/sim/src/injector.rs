@@ -160,6 +160,11 @@ impl Injector {
                 self.crash(kernel, pair, director);
             }
             Fault::Pause if pair.node(director).is_some() => {
+                // Mostly the one that moves bytes, while it does.
+                let director = pair.home().filter(|_| !self.rng.one_in(4)).unwrap_or(director);
+                if !self.rng.one_in(4) {
+                    pair.run_until_writing(kernel, director);
+                }
                 pair.pause_director(kernel, director);
                 let time = self.either(2, lease * 4, lease / 2);
                 self.mend_after(kernel, time, Repair::Resume(director));

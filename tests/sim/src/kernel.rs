@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use dyad_reactor::executor::{Executor, Handle, Limits};
 use dyad_reactor::{Clock, DriftingClock, Rng, SeededRng, Shuffled, Time, VirtualTime};
@@ -166,6 +167,15 @@ impl Kernel {
         }
     }
 
+    /// Runs what happens at the next moment at which something does, if that is before `until`.
+    ///
+    /// # Errors
+    /// [`Stuck`].
+    pub fn run_moment(&mut self, until: Time) -> Result<(), Stuck> {
+        let next = self.next_moment().max(self.time.now());
+        self.run_until(until.min(next + Duration::from_nanos(1)))
+    }
+
     fn fire_timers(&mut self) {
         let now = self.time.now();
         for place in &self.running {
@@ -231,7 +241,6 @@ impl Kernel {
 mod tests {
     use std::future::poll_fn;
     use std::task::Poll;
-    use std::time::Duration;
 
     use super::*;
 

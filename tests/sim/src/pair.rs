@@ -43,6 +43,7 @@ const HOST_DEPTH: u16 = 8;
 const LANES: u16 = 10;
 const DESTAGERS: u16 = 3;
 const MIRROR_FRAMES: u32 = 96;
+const LOOK_FOR_WRITES: Duration = Duration::from_millis(100);
 
 /// A director of the simulator.
 pub type SimNode = Node<FakeDevice, SimProvider, FakeClient>;
@@ -247,6 +248,17 @@ impl Pair {
         kernel.pause(director.process);
         self.fabric.pause(&self.name(me));
         self.timeline.say(|| format!("{} pauses", self.name(me)));
+    }
+
+    /// Lets time pass until a write of a director that runs is about to land somewhere, but not for long.
+    pub fn run_until_writing(&self, kernel: &mut Kernel, me: DirectorId) {
+        let until = kernel.now() + LOOK_FOR_WRITES;
+        while kernel.now() < until && !self.fabric.is_writing(&self.name(me)) {
+            // Who is stuck now is still so later.
+            if kernel.run_moment(until).is_err() {
+                return;
+            }
+        }
     }
 
     /// Lets them go on.

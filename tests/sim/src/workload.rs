@@ -15,8 +15,10 @@ use crate::chance::{one_of, up_to};
 use crate::checker::{Model, Violation, contents};
 use crate::trap::Trap;
 
-/// Runs of frames that a host watches at a time.
-const WATCHED_RUNS: usize = 8;
+/// Runs of frames that a host watches at a time: most of what it has.
+const WATCHED_RUNS: usize = 40;
+/// Bytes at the start of each that it looks at: enough lines that a write that is torn between lines does not miss them all.
+const WATCHED_BYTES: usize = 512;
 
 /// What went wrong at a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,15 +146,15 @@ impl Workload {
 
     /// Watches memory that the host has lent to nobody: what was given back last is what an old path may still reach.
     pub async fn watch_memory(self, host: usize, handle: Handle, volume: Initiator<SimProvider>, mut rng: SeededRng) {
-        let (own, mut found) = (Box::new([0x5a; FRAME_BYTES]), Box::new([0; FRAME_BYTES]));
+        let (own, mut found) = ([0x5a; WATCHED_BYTES], [0; WATCHED_BYTES]);
         while !self.inner.stopping.get() {
             handle.sleep(up_to(&mut rng, Duration::from_millis(5))).await;
             let watched: Vec<Pinned> = (0..WATCHED_RUNS).filter_map(|_| take(&volume, RUN_FRAMES_MAX as u64)).collect();
             let frames = || watched.iter().flat_map(|run| (0..run.len()).map(move |index| (run, index)));
-            frames().for_each(|(run, index)| run.write(index, &own[..]));
+            frames().for_each(|(run, index)| run.write(index, &own));
             handle.sleep(up_to(&mut rng, Duration::from_millis(400))).await;
             for (run, index) in frames() {
-                run.read(index, &mut found[..]);
+                run.read(index, &mut found);
                 if found != own {
                     self.fail(HostFailure::Violation(Violation::HostMemory));
                 }
