@@ -154,7 +154,10 @@ impl<S: Store, P: Provider> Cache<S, P> {
         if link.commit(write, version, mirror).await.is_err() {
             return false;
         }
-        // The partner has it: it is committed, whatever happened to us meanwhile. If we are not the home any more, nobody reads our slots.
+        // Only an answer in a valid epoch counts (PROTOCOLS 3.2). Alone by now, we may have called ourselves settled without these blocks.
+        if inner.authority.regime() != Regime::Mirrored(epoch) {
+            return false;
+        }
         for (at, index) in write.range.indices().enumerate() {
             let frame = write.frames.frames()[at];
             inner.pool.hold(frame);
