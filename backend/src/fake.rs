@@ -65,6 +65,11 @@ pub enum BadBlock {
     UntilWritten,
     /// Reads and writes fail.
     Forever,
+    /// Reads return what another block holds, without an error, until it is written again: its last write went astray.
+    Misdirected {
+        /// That block.
+        from: Lba,
+    },
 }
 
 /// One namespace with any number of ports. Clones are the same medium.
@@ -119,7 +124,7 @@ impl FakeMedium {
     /// What a read of the block returns now; `None` if the block is bad.
     #[must_use]
     pub fn contents(&self, lba: Lba) -> Option<[u8; BLOCK_BYTES]> {
-        self.0.borrow().blocks.read(lba).ok().copied()
+        self.0.borrow().blocks.contents(lba).copied()
     }
 
     /// Whether a write of this host would pass the reservation now.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use dyad_backend::Device;
 use dyad_backend::driver::{AttachError, Driver, block_on};
 use dyad_backend::fence;
+use dyad_backend::raid::group::Background;
 use dyad_backend::vfio_user::{ConnectError, VfioUserFunction};
 use dyad_cache::VolumeId;
 use dyad_matrix::Memory;
@@ -24,6 +25,7 @@ use dyad_reactor::{Reactor, Source, Stopper};
 
 use crate::layout::{ArrayDir, DEVICES};
 use crate::membership::{DirectorId, Incarnation, PairRecord, Timing};
+use crate::node::home_group::group_blocks;
 use crate::node::transition::{failed_devices, pair_key};
 use crate::node::{NewNodeError, Node, NodeConfig, SERVICE_TASKS, World, whole_group};
 use crate::registry::{FileRegistry, OpenError, Registry, RegistryError};
@@ -209,7 +211,7 @@ pub fn run_director_on<D: Device + Source>(
         array: [0xda; 16],
         timing: config.timing,
         partner_host: config.array.director(config.me.partner()).to_string_lossy().into_owned(),
-        volume: whole_group(VOLUME, blocks),
+        volume: whole_group(VOLUME, group_blocks(DEVICES.len(), blocks)),
         cache_frames: CACHE_FRAMES,
         mirror_frames: MIRROR_FRAMES,
         hosts: HOSTS,
@@ -217,10 +219,12 @@ pub fn run_director_on<D: Device + Source>(
         lanes: LANES,
         destagers: DESTAGERS,
         idle_destage: Duration::from_millis(20),
+        background: Background::default(),
     };
     // The partner maps the mirror; it could take huge pages back.
     let memory = Rc::new(|bytes| Memory::shared("dyad", bytes, HugePages::No).expect("memory for the cache"));
-    let world = World { provider, devices, failed, registry, memory };
+    let private = Rc::new(|bytes| Memory::shared("dyad group", bytes, HugePages::No).expect("memory for the group"));
+    let world = World { provider, devices, registry, memory, device_memory: private };
     let node = Node::new(&handle, node_config, world)?;
     handle.spawn("status", report(node.clone(), reactor.stopper()));
     reactor.run()?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dyad_backend::device::{DeviceId, DeviceInfo};
 use dyad_backend::fake::FakeMedium;
+use dyad_backend::raid::group::Background;
 use dyad_cache::VolumeId;
 use dyad_director::membership::{DirectorId, Incarnation, Timing};
 use dyad_director::node::{Node, NodeConfig, SERVICE_TASKS, World, whole_group};
@@ -35,9 +36,9 @@ fn every_lane_is_made_at_start_and_is_small() {
     let world = World {
         provider: fabric.node("a", 1),
         devices,
-        failed: Vec::new(),
         registry: FakeRegistry::new(time.clone(), 1).client(),
         memory: Rc::new(Memory::anonymous),
+        device_memory: Rc::new(Memory::anonymous),
     };
     let (lanes, destagers) = (16, 2);
     let config = NodeConfig {
@@ -54,6 +55,7 @@ fn every_lane_is_made_at_start_and_is_small() {
         lanes,
         destagers,
         idle_destage: Duration::from_millis(20),
+        background: Background::default(),
     };
     let limits = Limits { tasks: SERVICE_TASKS + usize::from(lanes + destagers), timers: 64 };
     let executor = Executor::new(limits, Rc::new(time));

@@ -56,8 +56,12 @@ pub enum Mutation {
     GoOnUnrecorded,
     /// PROTOCOLS 4.3: the winner does not adopt what the lost home had committed.
     TakeOverWithoutAdopting,
-    /// PROTOCOLS 7.4: whoever becomes home leaves legs different that a lost home left in the middle of a write.
-    LegsStayDifferent,
+    /// PROTOCOLS 7.1: what a device returns is not compared with its guard.
+    GuardsUnchecked,
+    /// PROTOCOLS 7.2: members are written before the intent is durable.
+    WriteWithoutIntent,
+    /// PROTOCOLS 7.3, 7.4: whoever becomes home does not replay what a lost home left in the middle of a write.
+    OpenWithoutReplay,
     /// PROTOCOLS 4.4: a director that is alone acknowledges before media has the write.
     SoloAcknowledgesFromMemory,
     /// PROTOCOLS 4.4: a director that is alone calls itself settled before everything is on media.
@@ -105,8 +109,11 @@ impl Mutation {
         Self::LossIsForgotten,
     ];
 
+    /// Those of groups under directors: the simulator meets them with crashes and misdirected writes, and has not yet been asked to find all of them.
+    pub const OF_GROUPS: [Self; 3] = [Self::GuardsUnchecked, Self::WriteWithoutIntent, Self::OpenWithoutReplay];
+
     /// All others: the simulator must find them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 29] = [
         Self::FreshLeavesBoth,
         Self::FetchOverAcknowledged,
         Self::AcknowledgeBeforeAnswer,
@@ -125,7 +132,6 @@ impl Mutation {
         Self::FenceOneDevice,
         Self::GoOnUnrecorded,
         Self::TakeOverWithoutAdopting,
-        Self::LegsStayDifferent,
         Self::SoloAcknowledgesFromMemory,
         Self::SettledWhileDirty,
         Self::JoinWithoutQuiescing,

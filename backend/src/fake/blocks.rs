@@ -25,14 +25,24 @@ pub(super) struct Blocks {
 
 impl Blocks {
     pub(super) fn read(&self, lba: Lba) -> Result<&Block, MediaError> {
-        const ZEROS: &Block = &[0; BLOCK_BYTES];
-        if self.bad.contains_key(&lba) {
-            return Err(MediaError);
+        match self.bad.get(&lba) {
+            Some(BadBlock::Misdirected { from }) => Ok(self.held(*from)),
+            Some(BadBlock::UntilWritten | BadBlock::Forever) => Err(MediaError),
+            None => Ok(self.held(lba)),
         }
-        Ok(match self.cache.get(&lba) {
+    }
+
+    /// What is there, if the block is not bad.
+    pub(super) fn contents(&self, lba: Lba) -> Option<&Block> {
+        (!self.bad.contains_key(&lba)).then(|| self.held(lba))
+    }
+
+    fn held(&self, lba: Lba) -> &Block {
+        const ZEROS: &Block = &[0; BLOCK_BYTES];
+        match self.cache.get(&lba) {
             Some(cached) => cached.as_deref().unwrap_or(ZEROS),
             None => self.media.get(&lba).map_or(ZEROS, |block| block),
-        })
+        }
     }
 
     /// `through` the cache onto media, or into the cache. `None` is a block of zeros.
@@ -45,7 +55,7 @@ impl Blocks {
     ) -> Result<(), MediaError> {
         match self.bad.get(&lba) {
             Some(BadBlock::Forever) => return Err(MediaError),
-            Some(BadBlock::UntilWritten) => drop(self.bad.remove(&lba)),
+            Some(BadBlock::UntilWritten | BadBlock::Misdirected { .. }) => drop(self.bad.remove(&lba)),
             None => {}
         }
         let block = block.filter(|bytes| bytes.iter().any(|b| *b != 0)).map(|bytes| Box::new(*bytes));

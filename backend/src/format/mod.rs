@@ -5,6 +5,8 @@
 //! has been encoded here decodes to the same. No I/O: whoever reads and writes the blocks is above.
 
 pub mod assembly;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod guard;
 pub mod intent;
 mod layout;

@@ -15,7 +15,7 @@ use crate::raid::{Group, GroupError};
 const ZEROS: u64 = 64;
 
 #[derive(Debug)]
-struct Inner<D> {
+struct Inner<D: Device> {
     group: Group<D>,
     facts: Facts,
     zeros: Memory,
@@ -23,9 +23,9 @@ struct Inner<D> {
 
 /// A group that a pool stands on. Clones are the same.
 #[derive(Debug)]
-pub struct OnGroup<D>(Rc<Inner<D>>);
+pub struct OnGroup<D: Device>(Rc<Inner<D>>);
 
-impl<D> Clone for OnGroup<D> {
+impl<D: Device> Clone for OnGroup<D> {
     fn clone(&self) -> Self {
         Self(Rc::clone(&self.0))
     }

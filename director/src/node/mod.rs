@@ -4,10 +4,12 @@
 //! registry, clock and memory.
 //!
 //! - `mod.rs`: what a node is made of, and the task that feeds the membership machine;
+//! - `home_group.rs`: the RAID group, which only the home opens;
 //! - `peer.rs`: the VIs to the partner and what arrives on them;
 //! - `transition.rs`: the slow steps that the machine asks for: fencing, welcome, takeover, and the registry.
 
 mod hello;
+pub mod home_group;
 mod peer;
 pub mod transition;
 
@@ -17,8 +19,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dyad_backend::Device;
-use dyad_backend::device::DeviceId;
-use dyad_backend::raid::{GroupError, NewGroupError, Raid1};
+use dyad_backend::format::GroupId;
+use dyad_backend::raid::group::{Background, MemorySource};
 use dyad_cache::mirror::Adoptable;
 use dyad_cache::{Authority, Cache, CacheConfig, ConfigError, MirrorArea, Policy, Regime, VolumePlace};
 use dyad_frontend::vi::HOST_TAG;
@@ -36,6 +38,7 @@ use dyad_reactor::sync::{Inbox, Signal};
 use crate::membership::machine::Actions;
 use crate::membership::{Action, DirectorId, Event, Incarnation, Machine, Timing};
 use crate::registry::Registry;
+use home_group::HomeGroup;
 use peer::{Area, Peer};
 use transition::Transition;
 
@@ -84,6 +87,8 @@ pub struct NodeConfig {
     pub destagers: u16,
     /// How long dirty data may rest when there is no need to destage.
     pub idle_destage: Duration,
+    /// How much the group does for itself.
+    pub background: Background,
 }
 
 /// What a node reaches the world through.
@@ -92,23 +97,17 @@ pub struct World<D, P, R> {
     pub provider: P,
     /// The devices of its group.
     pub devices: Vec<D>,
-    /// Devices on record as failed.
-    pub failed: Vec<DeviceId>,
     /// The pair's registry.
     pub registry: R,
     /// Memory of that many bytes that peers may be given.
     pub memory: Rc<dyn Fn(usize) -> Memory>,
+    /// Memory of that many bytes that the devices reach, and nobody else.
+    pub device_memory: MemorySource,
 }
 
 /// Why a node could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NewNodeError {
-    /// The devices are no group.
-    #[error("the RAID group cannot be assembled: {0}")]
-    Group(#[from] NewGroupError),
-    /// A device cannot reach the cache's memory.
-    #[error("the devices cannot reach the cache's memory: {0}")]
-    Map(GroupError),
     /// The cache cannot be made so.
     #[error("the cache cannot be made: {0}")]
     Cache(#[from] ConfigError),
@@ -128,9 +127,9 @@ struct Inner<D: Device, P: Provider, R> {
     /// The record as last read or written, with its revision.
     known: RefCell<transition::KnownRecord>,
     authority: Authority,
-    cache: Cache<Raid1<D>, P>,
-    group: Raid1<D>,
-    target: Target<Raid1<D>, P>,
+    cache: Cache<HomeGroup<D>, P>,
+    group: HomeGroup<D>,
+    target: Target<HomeGroup<D>, P>,
     endpoint: Endpoint<P>,
     peer: RefCell<Option<Peer>>,
     /// The mirror of the partner of the last link, until it is adopted or another partner comes.
@@ -160,9 +159,10 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
     /// [`NewNodeError`].
     pub fn new(handle: &Handle, config: NodeConfig, world: World<D, P, R>) -> Result<Self, NewNodeError> {
         let authority = Authority::default();
-        let group = Raid1::new(handle.clone(), world.devices.clone(), &world.failed)?;
+        let source = Rc::clone(&world.device_memory);
+        let group = HomeGroup::new(handle.clone(), world.devices.clone(), GroupId(config.array), source);
         let frames = (world.memory)(bytes_of(config.cache_frames));
-        group.map(&frames).map_err(NewNodeError::Map)?;
+        group.map(&frames);
         world.provider.register(&frames, PEER_TAG, RemoteAccess::default())?;
         world.provider.register(&frames, HOST_TAG, RemoteAccess::default())?;
 
@@ -235,7 +235,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         handle.spawn("matrix events", self.clone().run_matrix_events());
         handle.spawn("registry", self.clone().run_registry());
         handle.spawn("transitions", self.clone().run_transitions());
-        handle.spawn("failed legs", self.clone().run_failed_legs());
+        handle.spawn("record", self.clone().run_record());
+        handle.spawn("background", self.clone().run_background());
         handle.spawn("watch", self.clone().run_watch());
         handle.spawn("peer completions", self.inner.endpoint.clone().run());
         handle.spawn("peer receive", self.clone().run_peer_receive());
@@ -288,19 +289,19 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     /// Its cache.
     #[must_use]
-    pub fn cache(&self) -> &Cache<Raid1<D>, P> {
+    pub fn cache(&self) -> &Cache<HomeGroup<D>, P> {
         &self.inner.cache
     }
 
     /// Its group.
     #[must_use]
-    pub fn group(&self) -> &Raid1<D> {
+    pub fn group(&self) -> &HomeGroup<D> {
         &self.inner.group
     }
 
     /// Its port.
     #[must_use]
-    pub fn target(&self) -> &Target<Raid1<D>, P> {
+    pub fn target(&self) -> &Target<HomeGroup<D>, P> {
         &self.inner.target
     }
 
@@ -373,8 +374,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
                 self.close_peer();
             }
             Action::Register(epoch) => self.start(Transition::Register(epoch)),
-            Action::Welcome { epoch, equalise } => self.start(Transition::Welcome { epoch, equalise }),
-            Action::TakeOver { epoch, equalise } => self.start(Transition::TakeOver { epoch, equalise }),
+            Action::Welcome { epoch, .. } => self.start(Transition::Welcome(epoch)),
+            Action::TakeOver { epoch, .. } => self.start(Transition::TakeOver(epoch)),
             Action::Quiesce(epoch) => self.start(Transition::Quiesce(epoch)),
             Action::Restart => inner.ended.set(true),
             Action::NeedOperator => inner.needs_operator.set(true),

@@ -6,11 +6,13 @@
 use dyad_backend::Device;
 use dyad_backend::device::{DeviceError, DeviceId};
 use dyad_backend::fence::{self, FenceError, FenceFailure, FenceKey};
+use dyad_backend::raid::group::{CreateError, GroupRecord};
 use dyad_cache::Epoch;
 use dyad_matrix::Provider;
 use dyad_reactor::mutation::{Mutation, is_active};
 
 use super::Node;
+use super::home_group::HomeGroupError;
 use crate::membership::{Action, Event, PairRecord};
 use crate::registry::{Cas, Key, Registry, RegistryError, Revision};
 
@@ -26,22 +28,30 @@ pub fn failed_key() -> Key {
     Key::new("group-failed").expect("a valid key")
 }
 
+/// Key that says how far the making of the group has come: [`MAKING`], then [`MADE`].
+#[must_use]
+pub fn group_key() -> Key {
+    Key::new("group").expect("a valid key")
+}
+
+/// It was begun: what is on the devices is nobody's.
+const MAKING: &[u8] = b"making";
+/// It was made: what is on the devices is the hosts'.
+const MADE: &[u8] = b"made";
+
 /// A step that takes time.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum Transition {
     Register(Epoch),
-    Welcome { epoch: Epoch, equalise: bool },
-    TakeOver { epoch: Epoch, equalise: bool },
+    Welcome(Epoch),
+    TakeOver(Epoch),
     Quiesce(Epoch),
 }
 
 impl Transition {
     fn epoch(self) -> Epoch {
         match self {
-            Self::Register(epoch)
-            | Self::Welcome { epoch, .. }
-            | Self::TakeOver { epoch, .. }
-            | Self::Quiesce(epoch) => epoch,
+            Self::Register(epoch) | Self::Welcome(epoch) | Self::TakeOver(epoch) | Self::Quiesce(epoch) => epoch,
         }
     }
 }
@@ -121,10 +131,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             let epoch = transition.epoch();
             let (done, event) = match transition {
                 Transition::Register(_) => (self.register(epoch).await, Event::Registered(epoch)),
-                Transition::Welcome { equalise, .. } => (self.welcome(epoch, equalise).await, Event::Welcomed(epoch)),
-                Transition::TakeOver { equalise, .. } => {
-                    (self.take_over(epoch, equalise).await, Event::TookOver(epoch))
-                }
+                Transition::Welcome(_) => (self.welcome(epoch).await, Event::Welcomed(epoch)),
+                Transition::TakeOver(_) => (self.take_over(epoch).await, Event::TookOver(epoch)),
                 Transition::Quiesce(_) => (self.quiesce(epoch).await, Event::Quiesced(epoch)),
             };
             if done {
@@ -159,9 +167,9 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         taught
     }
 
-    async fn welcome(&self, epoch: Epoch, equalise: bool) -> bool {
+    async fn welcome(&self, epoch: Epoch) -> bool {
         let inner = &*self.inner;
-        if !self.leave_out_failed().await || (equalise && !self.equalise().await) {
+        if !self.open_group(epoch).await {
             return false;
         }
         if inner.machine.borrow().epoch() != epoch {
@@ -172,28 +180,21 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         true
     }
 
-    async fn equalise(&self) -> bool {
-        is_active(Mutation::LegsStayDifferent) || self.inner.cache.equalise().await.is_ok()
-    }
-
-    async fn take_over(&self, epoch: Epoch, equalise: bool) -> bool {
+    async fn take_over(&self, epoch: Epoch) -> bool {
         let inner = &*self.inner;
         let mut devices = self.live_devices().await;
         if is_active(Mutation::TakeOverWithoutFencing) || is_active(Mutation::FenceOneDevice) {
             devices.truncate(usize::from(is_active(Mutation::FenceOneDevice)));
         }
-        if is_active(Mutation::WriteBeforeFencing) {
-            let _ = self.equalise().await;
+        if is_active(Mutation::WriteBeforeFencing) && !self.open_group(epoch).await {
+            return false;
         }
         let result = fence::take_over(&devices, self.key(epoch)).await;
-        // Only now can the lost home no longer put a leg on record and acknowledge without it.
-        if !self.judge(result).await || !self.leave_out_failed().await {
+        // Only now can the lost home no longer put a member on record and acknowledge without it.
+        if !self.judge(result).await || !self.open_group(epoch).await {
             return false;
         }
         inner.cache.drop_link();
-        if equalise && !self.equalise().await {
-            return false;
-        }
         if let Some(area) = self.revoke_area().filter(|_| !is_active(Mutation::TakeOverWithoutAdopting)) {
             // A block whose bytes were damaged in memory is lost in this copy; media has an older one (PROTOCOLS 3.5).
             inner.cache.adopt(&area.mirror).await;
@@ -210,8 +211,11 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
                 false
             }
             Err(FenceError { device, why: FenceFailure::Device(DeviceError::Gone), .. }) => {
-                if self.record_failed(device).await {
-                    self.inner.group.recorded(device);
+                if self.record_failed(device).await
+                    && let Some(group) = self.inner.group.group()
+                {
+                    // It may be out already.
+                    let _ = group.retire(device);
                 }
                 false
             }
@@ -219,14 +223,35 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         }
     }
 
-    /// Takes out of the group what any home has put on record as failed.
-    async fn leave_out_failed(&self) -> bool {
+    /// The group as its home: replayed, without what any home has put on record as failed.
+    async fn open_group(&self, epoch: Epoch) -> bool {
         let inner = &*self.inner;
-        let Ok(failed) = failed_devices(&inner.world.registry).await else { return false };
-        for device in failed {
-            inner.group.recorded(device);
+        let registry = &inner.world.registry;
+        let (Ok(out), Ok(known)) = (failed_devices(registry).await, registry.get(&group_key()).await) else {
+            return false;
+        };
+        match known {
+            Some(versioned) if versioned.value == MADE => inner.group.open(epoch, &out).await.is_ok(),
+            Some(versioned) => {
+                match inner.group.create(epoch, &out).await {
+                    Ok(()) => drop(registry.compare_and_swap(&group_key(), Some(versioned.revision), MADE).await),
+                    Err(CreateError::Device(device, DeviceError::Gone)) => drop(self.record_failed(device).await),
+                    Err(_) => {}
+                }
+                // It is opened when the record says that it was made.
+                false
+            }
+            None => {
+                let vacant = match inner.group.refuse_occupied(&out).await {
+                    Err(HomeGroupError::Device(device, _)) => self.record_failed(device).await,
+                    other => other.is_ok(),
+                };
+                if vacant {
+                    drop(registry.compare_and_swap(&group_key(), None, MAKING).await);
+                }
+                false
+            }
         }
-        true
     }
 
     /// Devices that are not on record as failed.
@@ -237,26 +262,27 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         inner.world.devices.iter().filter(|device| !failed.contains(&device.info().id)).cloned().collect()
     }
 
-    /// Puts legs on record that failed under I/O, so that the group can go on without them.
-    pub(super) async fn run_failed_legs(self) {
-        let inner = &*self.inner;
-        loop {
-            let seen = inner.group.changes().generation();
-            let failing: Vec<DeviceId> = inner.group.failing().collect();
-            for device in &failing {
-                if self.record_failed(*device).await {
-                    inner.group.recorded(*device);
+    /// Puts members on record that failed under I/O, so that the group can go on without them.
+    pub(super) async fn run_record(self) {
+        let group = self.inner.group.opened().await;
+        let all = async |record: &GroupRecord| {
+            for device in &record.out {
+                if !self.record_failed(*device).await {
+                    return false;
                 }
             }
-            if failing.is_empty() {
-                inner.group.changes().changed_since(seen).await;
-            } else {
-                inner.handle.sleep(inner.config.timing.heartbeat).await;
-            }
-        }
+            true
+        };
+        group.run_record(all).await;
     }
 
-    /// Adds the device to the list, unless it is the last one.
+    /// Patrol, and whatever else the group does for itself.
+    pub(super) async fn run_background(self) {
+        let group = self.inner.group.opened().await;
+        group.run_background(self.inner.config.background).await;
+    }
+
+    /// Adds the device to the list, unless the group has lost as many as it may.
     async fn record_failed(&self, device: DeviceId) -> bool {
         let inner = &*self.inner;
         let Ok(versioned) = inner.world.registry.get(&failed_key()).await else { return false };
@@ -270,7 +296,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         if !inner.machine.borrow().is_or_becomes_home() {
             return false;
         }
-        if failed.len() + 1 >= inner.world.devices.len() {
+        if !failed.is_empty() {
             return false;
         }
         value.extend_from_slice(&device.0);

@@ -17,7 +17,7 @@
 //! | host buffers reused right after failover | the workload, always: it looks at memory that is lent to nobody |
 //! | total power loss at any point | `Power`, at any point from which no operator is needed |
 //! | two reactors per director with delayed rings | not yet: a node has one reactor |
-//! | crash in replay, then in its replay | not yet: without intent and vault, what a survivor adopts is in its memory alone (4.4) |
+//! | crash in replay, then in its replay | of intents: `Crash`, `Power` at any point; not yet of the mirror: without the vault, what a survivor adopts is in its memory alone (4.4) |
 //! | delete and slice reuse with old maps and vault records | not yet: one volume, never deleted |
 //!
 //! A seed chooses which of them a run uses at all, and how often; see [`FaultKinds::swarm`].
@@ -49,7 +49,7 @@ pub enum Fault {
     Registry,
     /// Devices sit on commands that they have fetched, beyond leases and takeovers.
     Delay,
-    /// Blocks of one device cannot be read until they are written again. Always the same device.
+    /// Blocks of one device cannot be read, or return what belongs elsewhere, until they are written again. Always the same device.
     Media,
     /// That device is gone for ever.
     Device,

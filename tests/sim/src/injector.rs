@@ -200,8 +200,10 @@ impl Injector {
             }
             Fault::Media if !self.weak_is_gone => {
                 let lba = Lba(self.rng.below(VOLUME_BLOCKS));
-                pair.timeline.say(|| format!("device {} cannot read {lba:?}", self.weak));
-                pair.media[self.weak].spoil(lba, BadBlock::UntilWritten);
+                let from = Pair::on_device(Lba(self.rng.below(VOLUME_BLOCKS)));
+                let how = if self.rng.one_in(2) { BadBlock::UntilWritten } else { BadBlock::Misdirected { from } };
+                pair.timeline.say(|| format!("device {} of {lba:?}: {how:?}", self.weak));
+                pair.media[self.weak].spoil(Pair::on_device(lba), how);
             }
             Fault::Device if !self.weak_is_gone && self.rng.one_in(8) => {
                 pair.timeline.say(|| format!("device {} is gone", self.weak));

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use dyad_backend::device::{DeviceId, DeviceInfo};
 use dyad_backend::fake::{FakeDevice, FakeMedium};
+use dyad_backend::format::Layout;
+use dyad_backend::raid::geometry::{Geometry, Level};
+use dyad_backend::raid::group::Background;
 use dyad_cache::VolumeId;
 use dyad_director::membership::{DirectorId, Incarnation, PairRecord, PairState, Timing};
 use dyad_director::node::transition::{devices_of, failed_key, pair_key};
@@ -30,6 +33,8 @@ use crate::workload::{Load, Workload};
 
 /// Blocks of the volume.
 pub const VOLUME_BLOCKS: u64 = 192;
+/// Blocks of a device: the volume, and what a group needs besides.
+const DEVICE_BLOCKS: u64 = 352;
 /// Hosts that work.
 pub const HOSTS: usize = 2;
 /// The director by the names of a pair.
@@ -190,13 +195,13 @@ impl Pair {
         let world = World {
             provider: provider.clone(),
             devices: ports.clone(),
-            failed: self.failed_devices(),
             registry: registry.clone(),
             memory: Rc::new(move |bytes| {
                 let memory = Memory::anonymous(bytes);
                 made.borrow_mut().push(memory.clone());
                 memory
             }),
+            device_memory: Rc::new(Memory::anonymous),
         };
         let config = NodeConfig {
             me,
@@ -212,6 +217,7 @@ impl Pair {
             lanes: LANES,
             destagers: DESTAGERS,
             idle_destage: Duration::from_millis(1 + self.rng.below(200)),
+            background: Background { rest_max: Duration::from_millis(500), ..Background::default() },
         };
         let limits = Limits { tasks: SERVICE_TASKS + usize::from(LANES + DESTAGERS), timers: 256 };
         let (process, node) = kernel.start(&self.clocks[place], limits, |handle| Node::new(handle, config, world));
@@ -432,9 +438,19 @@ impl Pair {
         self.hosts.iter().flatten().map(|host| &host.initiator)
     }
 
+    /// Where a block of the volume lies on the devices.
+    #[must_use]
+    pub fn on_device(lba: Lba) -> Lba {
+        let geometry = Geometry::new(Level::Raid1, 2).expect("two legs");
+        let layout = Layout::new(geometry, BlockCount(DEVICE_BLOCKS), BlockCount(0)).expect("room for the volume");
+        assert!(layout.data.blocks.0 >= VOLUME_BLOCKS, "room for the volume");
+        Lba(layout.data.start.0 + lba.0)
+    }
+
     /// Blocks that are not the same on both devices; those that a device cannot read are not compared.
     pub fn unequal_blocks(&self) -> impl Iterator<Item = Lba> {
-        (0..VOLUME_BLOCKS).map(Lba).filter(|lba| match [0, 1].map(|leg: usize| self.media[leg].contents(*lba)) {
+        let on = |leg: usize, lba: &Lba| self.media[leg].contents(Self::on_device(*lba));
+        (0..VOLUME_BLOCKS).map(Lba).filter(move |lba| match [on(0, lba), on(1, lba)] {
             [Some(one), Some(other)] => one != other,
             _ => false,
         })
@@ -461,7 +477,7 @@ fn device_info(place: usize) -> DeviceInfo {
     DeviceInfo {
         id: device_id(place),
         namespace: NamespaceId(1),
-        blocks: BlockCount(VOLUME_BLOCKS),
+        blocks: BlockCount(DEVICE_BLOCKS),
         transfer_blocks_max: BlockCount(32),
         queue_depth: 64,
         volatile_cache: true,

@@ -77,7 +77,6 @@ mod mutations {
     fn faults(mutation: Mutation) -> FaultKinds {
         let list = match mutation {
             Mutation::ReleaseAnyVersion | Mutation::JoinWithoutQuiescing => "crash,delay",
-            Mutation::LegsStayDifferent => "crash,delay,host,power",
             Mutation::SettledWhileDirty => "crash",
             Mutation::LentBuffersAreReused => "pause,path",
             _ => "all",

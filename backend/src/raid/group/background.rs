@@ -9,6 +9,7 @@ use std::time::Duration;
 use dyad_nvme::types::{BlockCount, Lba};
 
 use super::members::{MemberEvent, MemberState, Op};
+use super::open::ZEROES_BLOCKS;
 use super::record::done;
 use super::stripe::{Area, Rows, bit, factor};
 use super::{Group, GroupError, joined};
@@ -88,7 +89,7 @@ impl<D: Device> Group<D> {
         if info.transfer_blocks_max.0 < CHUNK_BLOCKS {
             return Err(SpareError::ShortTransfers);
         }
-        let memory = dyad_matrix::Memory::anonymous(dyad_nvme::types::BLOCK_BYTES);
+        let memory = (self.0.source)(dyad_nvme::types::BLOCK_BYTES);
         device.map(&memory).map_err(|_| SpareError::Device(DeviceError::Gone))?;
         let segments = [memory.segment(0, super::BLOCK_LEN).expect("a block")];
         for (copy, lba) in [Lba(0), self.0.layout.last].into_iter().enumerate() {
@@ -220,8 +221,8 @@ impl<D: Device> Group<D> {
                 spare.map(memory).map_err(|_| DeviceError::Gone)?;
             }
             for Region { start, blocks } in system {
-                for from in (0..blocks.0).step_by(1 << 16) {
-                    let count = BlockCount((blocks.0 - from).min(1 << 16));
+                for from in (0..blocks.0).step_by(1 << 11) {
+                    let count = BlockCount((blocks.0 - from).min(ZEROES_BLOCKS));
                     done(&spare, Io::WriteZeroes { lba: Lba(start.0 + from), blocks: count }).await?;
                 }
             }

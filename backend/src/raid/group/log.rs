@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use dyad_matrix::Segment;
 use dyad_nvme::types::{BLOCK_BYTES, BlockCount, Lba};
 
-use super::members::{Op, Ops, Outcomes};
+use super::members::{Op, Outcomes};
 use super::stripe::Runs;
 use super::{BLOCK_LEN, Group, GroupError, joined, push};
 use crate::device::Device;
@@ -228,7 +228,7 @@ impl<D: Device> Group<D> {
     /// Writes the record to all members that keep the log; true if one of them has it.
     async fn write_record(&self, sequence: u64, blocks: u64) -> Result<bool, GroupError> {
         let ring = self.0.log.borrow().ring;
-        let mut ops = Ops::new();
+        let mut ops = self.batch();
         for member in self.live().take(self.0.geometry.tolerated() + 1) {
             for from in (0..blocks).step_by(16) {
                 let lba = Lba(self.0.layout.intent.start.0 + sequence % ring + from);

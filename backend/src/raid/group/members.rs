@@ -23,8 +23,10 @@ use std::time::Duration;
 use dyad_matrix::Segment;
 use dyad_nvme::types::{BLOCK_BYTES, BlockCount, Lba};
 use dyad_reactor::Handle;
+use dyad_reactor::mutation::{Mutation, is_active};
 use dyad_reactor::sync::Permits;
 
+use super::pool::{Pool, Pooled};
 use crate::device::{Device, DeviceError, DeviceId, Io, SubmitError};
 
 /// Most commands of one batch.
@@ -197,7 +199,9 @@ impl Op {
     }
 }
 
-pub(super) type Ops = heapless::Vec<Op, BATCH_MAX>;
+pub(super) type Ops = Pooled<Op, BATCH_MAX>;
+/// Where completions are while they are waited for.
+pub(super) type Slots<D> = Pool<Option<<D as Device>::Completion>, BATCH_MAX>;
 pub(super) type Outcomes = heapless::Vec<Result<(), DeviceError>, BATCH_MAX>;
 pub(super) type SegmentList = heapless::Vec<Segment, SEGMENTS_MAX>;
 
@@ -205,12 +209,12 @@ pub(super) type SegmentList = heapless::Vec<Segment, SEGMENTS_MAX>;
 struct Running<'a, D: Device> {
     members: &'a [Member<D>],
     ops: &'a [Op],
-    slots: heapless::Vec<Option<D::Completion>, BATCH_MAX>,
+    slots: Pooled<Option<D::Completion>, BATCH_MAX>,
 }
 
 impl<D: Device> Drop for Running<'_, D> {
     fn drop(&mut self) {
-        for (op, _) in self.ops.iter().zip(&self.slots).filter(|(_, slot)| slot.is_some()) {
+        for (op, _) in self.ops.iter().zip(self.slots.iter()).filter(|(_, slot)| slot.is_some()) {
             self.members[op.member()].room.borrow().add(1);
         }
     }
@@ -222,6 +226,7 @@ impl<D: Device> Drop for Running<'_, D> {
 pub(super) async fn run<D: Device>(
     handle: &Handle,
     members: &[Member<D>],
+    slots: &Slots<D>,
     ops: &[Op],
     segments: impl Fn(&Op) -> SegmentList,
     ended: impl Fn(&Op, Result<(), DeviceError>, Duration),
@@ -229,7 +234,7 @@ pub(super) async fn run<D: Device>(
     debug_assert!(ops.is_sorted_by_key(|op| op.member));
     let mut outcomes: Outcomes = ops.iter().map(|_| Err(DeviceError::Aborted)).collect();
     for _ in 0..ATTEMPTS_MAX {
-        let mut running = Running { members, ops, slots: heapless::Vec::new() };
+        let mut running = Running { members, ops, slots: slots.take() };
         for (op, outcome) in ops.iter().zip(&mut outcomes) {
             let mut started = None;
             if *outcome == Err(DeviceError::Aborted) {
@@ -284,7 +289,10 @@ async fn submit<D: Device>(
                 debug_assert!(matches!(op.kind, Kind::Zero | Kind::Flush) || bytes == op.blocks() * BLOCK_BYTES as u64);
                 device.submit(match op.kind {
                     Kind::Read => Io::Read { lba: op.lba, segments: &segments },
-                    Kind::Write => Io::Write { lba: op.lba, segments: &segments, fua: true },
+                    Kind::Write => {
+                        let fua = !is_active(Mutation::CleanInDeviceCache);
+                        Io::Write { lba: op.lba, segments: &segments, fua }
+                    }
                     Kind::Zero => Io::WriteZeroes { lba: op.lba, blocks: BlockCount(op.blocks()) },
                     Kind::Flush => Io::Flush,
                 })

@@ -17,6 +17,7 @@ mod health;
 mod log;
 mod members;
 mod open;
+mod pool;
 mod record;
 mod repair;
 mod replay;
@@ -34,11 +35,13 @@ use std::time::Duration;
 use dyad_matrix::{Memory, Segment};
 use dyad_nvme::types::{BLOCK_BYTES, BlockCount, Lba};
 use dyad_reactor::Handle;
+use dyad_reactor::mutation::{Mutation, is_active};
 use dyad_reactor::sync::{KeyedLocks, Permits, Signal};
 
 use self::health::Watch;
 use self::log::Log;
 use self::members::{Member, MemberEvent, Op, Ops, SegmentList};
+use self::pool::Pool;
 use self::sections::Sections;
 use self::stripe::{Area, Runs};
 use self::table::Table;
@@ -51,7 +54,7 @@ use crate::format::{Excluded, GroupId, Layout, Superblock};
 pub use self::background::{Background, SpareError};
 pub use self::health::Complaint;
 pub use self::members::MemberState;
-pub use self::open::{CreateError, OpenError, create};
+pub use self::open::{CreateError, OpenError, create, create_in};
 pub use self::record::GroupRecord;
 
 /// Stripes that are written or repaired at one time.
@@ -103,13 +106,15 @@ pub struct GroupCounters {
     pub guard_writes: u64,
 }
 
-struct Inner<D> {
+struct Inner<D: Device> {
     handle: Handle,
     id: GroupId,
     epoch: u64,
     geometry: Geometry,
     layout: Layout,
     members: Vec<Member<D>>,
+    batches: Pool<Op, { members::BATCH_MAX }>,
+    slots: members::Slots<D>,
     excluded: Vec<(DeviceId, Excluded)>,
     watch: RefCell<Watch>,
     /// As it is on all members.
@@ -127,6 +132,7 @@ struct Inner<D> {
     free_areas: RefCell<Vec<usize>>,
     /// What the writes in the areas intend.
     runs: Vec<RefCell<Runs>>,
+    source: MemorySource,
     /// Callers' memories.
     memories: RefCell<Vec<Memory>>,
     spares: RefCell<Vec<D>>,
@@ -139,16 +145,19 @@ struct Inner<D> {
     changes: Signal,
 }
 
-/// A group that was opened. Clones are the same group.
-pub struct Group<D>(Rc<Inner<D>>);
+/// Where memory comes from that devices must reach: so many bytes of it.
+pub type MemorySource = Rc<dyn Fn(usize) -> Memory>;
 
-impl<D> Clone for Group<D> {
+/// A group that was opened. Clones are the same group.
+pub struct Group<D: Device>(Rc<Inner<D>>);
+
+impl<D: Device> Clone for Group<D> {
     fn clone(&self) -> Self {
         Self(Rc::clone(&self.0))
     }
 }
 
-impl<D> std::fmt::Debug for Group<D> {
+impl<D: Device> std::fmt::Debug for Group<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Group").field("geometry", &self.0.geometry).finish_non_exhaustive()
     }
@@ -326,6 +335,11 @@ impl<D: Device> Group<D> {
         Lba(self.0.layout.data.start.0 + stripe * CHUNK_BLOCKS + row)
     }
 
+    /// Commands in the making.
+    fn batch(&self) -> Ops {
+        self.0.batches.take()
+    }
+
     async fn run(&self, ops: &[Op], segments: impl Fn(&Op) -> SegmentList) -> members::Outcomes {
         let layout = &self.0.layout;
         self.count(|c| {
@@ -340,7 +354,7 @@ impl<D: Device> Group<D> {
             }
         });
         let ended = |op: &Op, outcome, took| self.observe(op.member(), outcome, took);
-        members::run(&self.0.handle, &self.0.members, ops, segments, ended).await
+        members::run(&self.0.handle, &self.0.members, &self.0.slots, ops, segments, ended).await
     }
 
     fn observe(&self, member: usize, outcome: Result<(), DeviceError>, took: Duration) {
@@ -463,6 +477,12 @@ impl<D: Device> Group<D> {
     fn guard_of(&self, segment: Segment) -> Guard {
         let crc = self.memory_of(segment).crc32c(segment.offset, u64::from(segment.len));
         Guard(crc.expect("a checked segment"))
+    }
+
+    /// A block that was read is what was written there last, as far as anybody knows.
+    fn is_as_written(&self, member: usize, stripe: u64, row: u64, block: Segment) -> bool {
+        let guard = self.0.table.borrow().get(member, stripe, row);
+        guard.is_none_or(|guard| guard == self.guard_of(block) || is_active(Mutation::GuardsUnchecked))
     }
 
     async fn area(&self) -> Area<'_, D> {

@@ -11,12 +11,13 @@ use dyad_reactor::sync::{KeyedLocks, Permits, Signal};
 use super::health::Watch;
 use super::log::Log;
 use super::members::{Member, MemberState, Op};
+use super::pool::Pool;
 use super::record::{done, write_superblock};
 use super::sections::Sections;
 use super::stripe::{Area, Runs, area_chunks};
 use super::table::Table;
-use super::{AREAS, BLOCK_LEN, Group, GroupError, Inner, TAIL_BLOCKS, joined};
-use crate::device::{Device, DeviceError, DeviceId, Io};
+use super::{AREAS, BLOCK_LEN, Group, GroupError, Inner, MemorySource, TAIL_BLOCKS, joined};
+use crate::device::{Device, DeviceError, DeviceId, DeviceInfo, Io};
 use crate::format::MemberState as Recorded;
 use crate::format::guard::{self, GUARDS, Guard};
 use crate::format::{
@@ -25,8 +26,8 @@ use crate::format::{
 };
 use crate::raid::geometry::{CHUNK_BLOCKS, Geometry, GeometryError, Level};
 
-/// Blocks that one Write Zeroes may name.
-const ZEROES_BLOCKS: u64 = 1 << 16;
+/// Blocks that are made zeros by one command: few enough that a slow device ends it long before the driver would abort it.
+pub(super) const ZEROES_BLOCKS: u64 = 1 << 11;
 
 /// Why a group could not be made. Devices may have been written to, but none has a superblock of the group on all of its members.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum CreateError {
     /// They would waste space, and hide a mistake.
     #[error("{0:?} has another size than the others")]
     MixedSizes(DeviceId),
+    /// Without the failed ones it would not have all its data.
+    #[error("too many of the devices have failed")]
+    TooFew,
     /// A chunk must be one command.
     #[error("{0:?} takes less than a chunk at once")]
     ShortTransfers(DeviceId),
@@ -83,6 +87,22 @@ pub async fn create<D: Device>(
     epoch: u64,
     vault: BlockCount,
 ) -> Result<Superblock, CreateError> {
+    create_in(&anonymous(), devices, level, group, epoch, vault, &[]).await
+}
+
+/// [`create`], with memory that the devices reach, and without the devices that are on record as failed: the group begins degraded.
+///
+/// # Errors
+/// [`CreateError`].
+pub async fn create_in<D: Device>(
+    source: &MemorySource,
+    devices: &[D],
+    level: Level,
+    group: GroupId,
+    epoch: u64,
+    vault: BlockCount,
+    out: &[DeviceId],
+) -> Result<Superblock, CreateError> {
     let geometry = Geometry::new(level, devices.len())?;
     let infos: Vec<_> = devices.iter().map(Device::info).collect();
     for (at, info) in infos.iter().enumerate() {
@@ -97,23 +117,33 @@ pub async fn create<D: Device>(
         }
     }
     let layout = Layout::new(geometry, infos[0].blocks, vault)?;
-    let members = infos.iter().map(|info| MemberRecord { device: info.id, state: Recorded::InSync }).collect();
+    let state = |id: &DeviceId| if out.contains(id) { Recorded::Out } else { Recorded::InSync };
+    if !geometry.survives(|m| out.contains(&infos[m].id)) {
+        return Err(CreateError::TooFew);
+    }
+    let members = infos.iter().map(|info| MemberRecord { device: info.id, state: state(&info.id) }).collect();
+    let used = |info: &DeviceInfo| !out.contains(&info.id);
     let superblock = Superblock { group, sequence: 1, epoch, geometry, layout, members };
-    for (device, info) in devices.iter().zip(&infos) {
+    for (device, info) in devices.iter().zip(&infos).filter(|(_, info)| used(info)) {
         let failed = |error| CreateError::Device(info.id, error);
         let end = layout.last.0 + 1;
-        for from in (0..end).step_by(1 << 16) {
+        for from in (0..end).step_by(1 << 11) {
             let blocks = BlockCount(ZEROES_BLOCKS.min(end - from));
             done(device, Io::WriteZeroes { lba: Lba(from), blocks }).await.map_err(failed)?;
         }
         done(device, Io::Flush).await.map_err(failed)?;
     }
-    let memory = Memory::anonymous(BLOCK_BYTES);
-    for (member, (device, info)) in devices.iter().zip(&infos).enumerate() {
+    let memory = source(BLOCK_BYTES);
+    for (member, (device, info)) in devices.iter().zip(&infos).enumerate().filter(|(_, (_, info))| used(info)) {
         let failed = |error| CreateError::Device(info.id, error);
         write_superblock(device, &memory, &superblock, member).await.map_err(failed)?;
     }
     Ok(superblock)
+}
+
+/// For devices in this process.
+fn anonymous() -> MemorySource {
+    Rc::new(Memory::anonymous)
 }
 
 async fn read_block<D: Device>(device: &D, memory: &Memory, lba: Lba) -> Option<Block> {
@@ -137,7 +167,22 @@ impl<D: Device> Group<D> {
         epoch: u64,
         out: &[DeviceId],
     ) -> Result<Self, OpenError> {
-        let memory = Memory::anonymous(BLOCK_BYTES);
+        Self::open_in(&anonymous(), handle, devices, expected, epoch, out).await
+    }
+
+    /// [`Self::open`], with memory that the devices reach.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open_in(
+        source: &MemorySource,
+        handle: Handle,
+        devices: Vec<D>,
+        expected: Expected,
+        epoch: u64,
+        out: &[DeviceId],
+    ) -> Result<Self, OpenError> {
+        let memory = source(BLOCK_BYTES);
         let copies = read_superblocks(&devices, &memory, expected.group).await;
         let candidates = devices.iter().zip(&copies).map(|(device, [first, last])| {
             let info = device.info();
@@ -149,7 +194,7 @@ impl<D: Device> Group<D> {
         if found > epoch {
             return Err(OpenError::Epoch { found, own: epoch });
         }
-        let group = Self::assembled(handle, &devices, assembly, epoch, out)?;
+        let group = Self::assembled(source, handle, &devices, assembly, epoch, out)?;
         group.load_tables().await?;
         let next = group.replay_log().await?;
         group.settle().await?;
@@ -160,6 +205,7 @@ impl<D: Device> Group<D> {
     }
 
     fn assembled(
+        source: &MemorySource,
         handle: Handle,
         devices: &[D],
         assembly: Assembly,
@@ -171,7 +217,7 @@ impl<D: Device> Group<D> {
         let n = geometry.members();
         let area_blocks = area_chunks(n) * CHUNK_BLOCKS;
         let blocks = AREAS as u64 * area_blocks + TAIL_BLOCKS;
-        let work = Memory::anonymous(usize::try_from(BlockCount(blocks).bytes()).expect("a few MiB"));
+        let work = source(usize::try_from(BlockCount(blocks).bytes()).expect("a few MiB"));
         let member = |m: usize| {
             let record = superblock.members[m];
             let device = assembly.members[m].map(|at| devices[at].clone());
@@ -196,6 +242,8 @@ impl<D: Device> Group<D> {
             geometry,
             layout,
             members,
+            batches: Pool::new(),
+            slots: Pool::new(),
             excluded: assembly.excluded,
             watch: RefCell::new(watch),
             superblock: RefCell::new(superblock),
@@ -209,6 +257,7 @@ impl<D: Device> Group<D> {
             areas: Permits::new(AREAS),
             free_areas: RefCell::new((0..AREAS).collect()),
             runs: (0..AREAS).map(|_| RefCell::new(Runs::new())).collect(),
+            source: Rc::clone(source),
             memories: RefCell::new(Vec::with_capacity(8)),
             spares: RefCell::new(Vec::new()),
             ended: Cell::new(None),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use dyad_matrix::{Segment, memory};
 use dyad_nvme::types::{BLOCK_BYTES, BlockCount};
 
-use super::members::{Op, Ops};
+use super::members::Op;
 use super::stripe::{Area, Rows, Terms, Touch, bit};
 use super::{Group, GroupError, joined, push};
 use crate::device::{Device, DeviceError};
@@ -52,9 +52,8 @@ impl<D: Device> Group<D> {
         let mut wrong: Rows = [0; MEMBERS_MAX];
         for member in 0..n {
             for row in rows.clone() {
-                let guard = self.0.table.borrow().get(member, stripe, row);
                 let read = missing[member] & bit(row) == 0;
-                if read && guard.is_some_and(|guard| guard != self.guard_of(area.held(member, row))) {
+                if read && !self.is_as_written(member, stripe, row, area.held(member, row)) {
                     missing[member] |= bit(row);
                     self.count(|c| c.mismatches += 1);
                 }
@@ -92,7 +91,7 @@ impl<D: Device> Group<D> {
         rows: Range<u64>,
         missing: &mut Rows,
     ) -> Result<(), GroupError> {
-        let mut ops = Ops::new();
+        let mut ops = self.batch();
         for member in (0..self.0.geometry.members()).filter(|m| self.holds(*m, stripe)) {
             push(&mut ops, Op::read(member, self.lba(stripe, rows.start), rows.end - rows.start, rows.start));
         }
@@ -141,8 +140,7 @@ impl<D: Device> Group<D> {
                 }
                 self.sum(&[area.held(*member, row)], &terms);
             }
-            let guard = self.0.table.borrow().get(*member, stripe, row);
-            if guard.is_none_or(|guard| guard == self.guard_of(area.held(*member, row))) {
+            if self.is_as_written(*member, stripe, row, area.held(*member, row)) {
                 missing[*member] &= !bit(row);
             }
         }

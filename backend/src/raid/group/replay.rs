@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use dyad_matrix::Segment;
 use dyad_nvme::types::Lba;
+use dyad_reactor::mutation::{Mutation, is_active};
 
 use super::log::Log;
 use super::members::Op;
@@ -38,6 +39,9 @@ impl<D: Device> Group<D> {
                     touching.push(whole);
                 }
             }
+        }
+        if is_active(Mutation::OpenWithoutReplay) {
+            return Ok(next);
         }
         let area = self.area().await;
         for (stripe, records) in stripes {

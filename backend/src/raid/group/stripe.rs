@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use dyad_matrix::Segment;
 use dyad_nvme::types::BlockCount;
+use dyad_reactor::mutation::{Mutation, is_active};
 use dyad_reactor::sync::Permit;
 
 use super::members::{BATCH_MAX, Op, Ops};
@@ -147,7 +148,7 @@ impl<D: Device> Group<D> {
         segments: &[Segment],
         at: u64,
     ) -> Result<bool, GroupError> {
-        let mut ops = Ops::new();
+        let mut ops = self.batch();
         let mut whole = true;
         for data in 0..self.0.geometry.data() {
             let (rows, from) = touch.of(data);
@@ -166,10 +167,8 @@ impl<D: Device> Group<D> {
         for (op, outcome) in ops.iter().zip(&outcomes) {
             let first = op.lba.0 - self.lba(stripe, 0).0;
             whole &= self.judge_read(op.member(), *outcome)?
-                && (0..op.blocks()).all(|i| {
-                    let guard = self.0.table.borrow().get(op.member(), stripe, first + i);
-                    guard.is_none_or(|guard| guard == self.guard_of(self.payload(segments, op.from() + i)))
-                });
+                && (0..op.blocks())
+                    .all(|i| self.is_as_written(op.member(), stripe, first + i, self.payload(segments, op.from() + i)));
         }
         Ok(whole)
     }
@@ -202,6 +201,9 @@ impl<D: Device> Group<D> {
         let runs = &self.0.runs[area.index()];
         let partial = self.describe(&mut runs.borrow_mut(), &area, stripe, touch, segments, at);
         let payload = self.parities().flat_map(|k| touch.window().map(move |row| (k, row)));
+        if is_active(Mutation::WriteWithoutIntent) {
+            self.write_members(&area, stripe, touch, segments, at).await?;
+        }
         let intent = self.intend(runs, payload.filter(|_| partial).map(|(k, row)| area.partial(k, row))).await?;
         let judged = self.write_members(&area, stripe, touch, segments, at).await;
         if matches!(judged, Err(GroupError::Fenced | GroupError::Lost | GroupError::Invalid)) {
@@ -223,7 +225,7 @@ impl<D: Device> Group<D> {
         segments: &[Segment],
         at: u64,
     ) -> Result<(), GroupError> {
-        let mut ops = Ops::new();
+        let mut ops = self.batch();
         for member in (0..self.0.geometry.members()).filter(|m| self.holds(*m, stripe)) {
             let (rows, from) = match self.0.geometry.role(stripe, member) {
                 Part::Data(data) => touch.of(data),
@@ -373,7 +375,7 @@ impl<D: Device> Group<D> {
     /// What must be read for a write: what it overwrites with the parity, or what it leaves. `None` if a member is not there.
     fn reads(&self, stripe: u64, touch: Touch, modify: bool) -> Option<Ops> {
         let window = touch.window();
-        let mut ops = Ops::new();
+        let mut ops = self.batch();
         for member in 0..self.0.geometry.members() {
             let rows = match self.0.geometry.role(stripe, member) {
                 Part::Data(data) => {
@@ -408,10 +410,7 @@ impl<D: Device> Group<D> {
         let mut good = true;
         for (op, outcome) in ops.iter().zip(&outcomes) {
             good &= self.judge_read(op.member(), *outcome)?
-                && op.range().all(|row| {
-                    let guard = self.0.table.borrow().get(op.member(), stripe, row);
-                    guard.is_none_or(|guard| guard == self.guard_of(area.held(op.member(), row)))
-                });
+                && op.range().all(|row| self.is_as_written(op.member(), stripe, row, area.held(op.member(), row)));
         }
         Ok(good)
     }

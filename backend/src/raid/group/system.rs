@@ -5,7 +5,7 @@
 
 use dyad_nvme::types::{BlockCount, Lba};
 
-use super::members::{Op, Ops};
+use super::members::Op;
 use super::{Group, GroupError, joined, push};
 use crate::device::Device;
 use crate::format::guard::Guard;
@@ -58,7 +58,7 @@ impl<D: Device> Group<D> {
         for (row, block) in (0..).zip(blocks) {
             self.0.work.write(area.held(0, row).offset, block).expect("our own memory");
         }
-        let mut ops = Ops::new();
+        let mut ops = self.batch();
         for member in (0..self.0.members.len()).filter(|m| self.keeps_guards(*m)) {
             push(&mut ops, Op::write(member, self.share_lba(place), count, 0));
         }
@@ -121,7 +121,7 @@ impl<D: Device> Group<D> {
             .map(|member| Run { kind: RunKind::Written, stripe, member, first: 0, guards: zeros() })
             .collect();
         let intent = self.intend(runs, std::iter::empty()).await?;
-        let mut ops = Ops::new();
+        let mut ops = self.batch();
         for member in (0..self.0.geometry.members()).filter(|m| self.holds(*m, stripe)) {
             push(&mut ops, Op::zero(member, self.lba(stripe, 0), CHUNK_BLOCKS));
         }
@@ -132,7 +132,8 @@ impl<D: Device> Group<D> {
             return judged;
         }
         // Zeroes have no way through to media of their own: the intent is needed until they are there.
-        let flushes: Ops = ops.iter().map(|op| Op::flush(op.member())).collect();
+        let mut flushes = self.batch();
+        flushes.extend(ops.iter().map(|op| Op::flush(op.member())));
         let outcomes = self.run(&flushes, |_| super::SegmentList::new()).await;
         let flushed = self.judge_writes(&flushes, &outcomes);
         self.note_guards(runs);
