@@ -77,6 +77,7 @@ mod mutations {
     fn faults(mutation: Mutation) -> FaultKinds {
         let list = match mutation {
             Mutation::ReleaseAnyVersion | Mutation::JoinWithoutQuiescing => "crash,delay",
+            Mutation::LeaseFromReceipt | Mutation::DecideWithoutWaiting => "link,partition,slow",
             Mutation::SettledWhileDirty => "crash",
             Mutation::LentBuffersAreReused => "pause,path",
             _ => "all",
