@@ -1,6 +1,7 @@
 //! RAID groups: several devices of a pair that are one space of blocks and outlive some of them.
 //!
-//! [`Group`] is every level, with intent log and guards on the devices: what directors stand on. [`Raid1`] is legs without either; the tests of the rooms above use it.
+//! [`Group`] is every level, with intent log and guards on the devices: what directors stand on. [`Raid1`] is legs
+//! without either; the tests of the rooms above use it.
 //!
 //! What every level promises to the cache above:
 //!

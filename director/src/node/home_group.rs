@@ -127,7 +127,8 @@ impl<D: Device> HomeGroup<D> {
         Ok(())
     }
 
-    /// Makes the group without the devices that are on record as failed, whatever an earlier attempt has left: it is on record that this was begun, and nobody has used it yet.
+    /// Makes the group without the devices that are on record as failed, whatever an earlier attempt has left: it is
+    /// on record that this was begun, and nobody has used it yet.
     ///
     /// # Errors
     /// [`CreateError`].

@@ -1,7 +1,8 @@
 //! What a group does for itself: spares take the places of members that are out and get what they should have, and everything is read now and then.
 //!
 //! One stripe at a time, under its lock, in this order: guards that nobody could read are made anew; a spare is prepared; a member is rebuilt; the patrol
-//! goes on. **It yields**: while hosts have commands it rests after each stripe, so that it works no more than its share of the time ([`Background`]), and never
+//! goes on. **It yields**: while hosts have commands it rests after each stripe, so that it works no more than its
+//! share of the time ([`Background`]), and never
 //! so long that it would not come to an end. A rebuild is put on record every now and then: a crash costs what was done since.
 
 use std::time::Duration;

@@ -5,7 +5,8 @@
 //! **A read** goes straight into the caller's memory and is checked against the guards; what does not match is made again from the other members,
 //! written back, and counted.
 //! **After a crash** [`Group::open`] replays the intents before anything else is done.
-//! **A member that fails** ([`members`]: gone, a write failed for good, or as [`health`] says) is left out as soon as that is on record: in the superblocks of the
+//! **A member that fails** ([`members`]: gone, a write failed for good, or as [`health`] says) is left out as soon as
+//! that is on record: in the superblocks of the
 //! others ([`Group::put_on_record`]) and wherever else the caller keeps it ([`Group::recorded`]). Writes that it missed wait for that.
 //! **In the background** ([`Group::run_background`]) spares take the place of members that are out, are rebuilt, and everything is read now and then.
 //!
