@@ -17,7 +17,7 @@
 //! | host buffers reused right after failover | the workload, always: it looks at memory that is lent to nobody |
 //! | total power loss at any point | `Power`, at any point from which no operator is needed |
 //! | two reactors per director with delayed rings | not yet: a node has one reactor |
-//! | crash in replay, then in its replay | of intents: `Crash`, `Power` at any point; not of the mirror: before the vault, what is adopted is in one memory (4.4) |
+//! | crash in replay, then in its replay | of intents: `Crash`, `Power`; not of the mirror: what is adopted is in one memory only (4.4) |
 //! | delete and slice reuse with old maps and vault records | not yet: one volume, never deleted |
 //!
 //! A seed chooses which of them a run uses at all, and how often; see [`FaultKinds::swarm`].
