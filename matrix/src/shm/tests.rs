@@ -483,8 +483,8 @@ const NOTHING: Descriptor<'_> =
 fn what_a_turn_looks_at_does_not_grow_with_idle_vis_and_no_message_is_missed() {
     const VIS: usize = 3 * attention::FEW;
     let mut server = Server::new();
+    // Those that were connected first may be quiet already: how long the others took, only the machine knows.
     let (client, _, vis) = crowd(&mut server, VIS);
-    assert_eq!((lively(&server.provider), lively(&client)), (VIS, VIS));
     grow_quiet(&mut server.provider);
     assert_eq!(lively(&server.provider), attention::FEW);
     // Awake it finds a message on any of them within a round of glances.
