@@ -143,6 +143,12 @@ impl Extent {
     pub const fn blocks(self) -> u64 {
         self.0 as u64 * TRACK_BLOCKS as u64
     }
+
+    /// In bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        BlockCount(self.blocks()).bytes()
+    }
 }
 
 /// When a volume gets its slices.
