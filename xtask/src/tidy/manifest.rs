@@ -16,6 +16,7 @@ const FLOORS: &[&str] = &[
     "dyad-backend",
     "dyad-cache",
     "dyad-host",
+    "dyad-storage",
     "dyad-frontend",
     "dyad-director",
     "dyad-sim",
@@ -25,8 +26,12 @@ const FLOORS: &[&str] = &[
 ];
 
 /// Packages that are used without the array, and all that they may import of it.
-const ALONE: &[(&str, &[&str])] =
-    &[("xtask", &[]), ("dyad-nvme", &[]), ("dyad-host", &["dyad-reactor", "dyad-matrix", "dyad-nvme"])];
+const ALONE: &[(&str, &[&str])] = &[
+    ("xtask", &[]),
+    ("dyad-nvme", &[]),
+    ("dyad-host", &["dyad-reactor", "dyad-matrix", "dyad-nvme"]),
+    ("dyad-storage", &["dyad-reactor", "dyad-matrix", "dyad-nvme", "dyad-host"]),
+];
 
 struct Entry<'a> {
     line: usize,
