@@ -127,7 +127,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
             // Unless this memory is all there is.
             let may_rest = matches!(regime, Regime::Mirrored(_)) || self.is_settled();
             if self.dirty_blocks() <= inner.config.destage_above && may_rest {
-                inner.handle.sleep(idle_delay).await;
+                self.rest(idle_delay).await;
             }
             let next = batch.pick(&inner.slots.borrow(), inner.destage_from.get(), inner.config.stripe_tracks);
             inner.destage_from.set(next);
@@ -137,6 +137,25 @@ impl<S: Store, P: Provider> Cache<S, P> {
             } else if self.destage_batch(&mut batch).await.is_err() {
                 inner.handle.sleep(idle_delay).await;
             }
+        }
+    }
+
+    /// Until it is time to destage what is there, or too much is.
+    async fn rest(&self, delay: Duration) {
+        let inner = &*self.inner;
+        let seen = inner.pressure.generation();
+        if self.dirty_blocks() <= inner.config.destage_above {
+            // Time is up: so it is time.
+            let _ = inner.handle.timeout_at(inner.handle.now() + delay, inner.pressure.changed_since(seen)).await;
+        }
+    }
+
+    /// Something became dirty.
+    pub(super) fn dirtied(&self) {
+        let inner = &*self.inner;
+        inner.moved.notify_all();
+        if self.dirty_blocks() > inner.config.destage_above {
+            inner.pressure.notify_all();
         }
     }
 

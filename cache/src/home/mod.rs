@@ -200,6 +200,8 @@ struct Inner<S: Store, P> {
     pace: Pace,
     /// Fires when something became dirty, clean, or stopped destaging.
     moved: Signal,
+    /// Fires when something became dirty and too much is.
+    pressure: Signal,
     counters: RefCell<CacheCounters>,
 }
 
@@ -256,6 +258,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
                 read_ahead: Inbox::new(READ_AHEAD_TRACKS),
                 pace: Pace::new(config.destage_above, config.write_pending_limit),
                 moved: Signal::new(),
+                pressure: Signal::new(),
                 counters: RefCell::default(),
                 config,
             }),

@@ -174,7 +174,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
             counters.mirrored_writes += 1;
             counters.mirror_latency.add_time(inner.handle.now().since(begun));
         });
-        inner.moved.notify_all();
+        self.dirtied();
         true
     }
 
@@ -182,7 +182,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
         let version = self.next_version(epoch);
         self.install_all(write, version, BlockState::Dirty(None));
         self.count(|counters| counters.unmirrored_writes += 1);
-        self.inner.moved.notify_all();
+        self.dirtied();
         self.applied(write)
     }
 
@@ -200,7 +200,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
             media_writes.set(media_writes.get() + 1);
             let journalled = self.journal_write(&vault, self.next_version(epoch), write).await;
             media_writes.set(media_writes.get() - 1);
-            self.inner.moved.notify_all();
+            self.dirtied();
             match journalled {
                 Ok(()) => {
                     self.count(|counters| counters.journalled_writes += 1);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dyad_backend::fake::Latency;
 use dyad_cache::TrackRange;
+use dyad_reactor::Clock;
 
 use super::world::{self, MIRRORED, Settings, TestCache, World};
 
@@ -152,6 +153,21 @@ fn a_full_cache_gives_up_clean_blocks_and_waits_for_dirty_ones() {
     let counts = cache.slot_counts();
     assert_eq!(counts.clean + counts.dirty + counts.destaging + counts.free, frames + 12);
     assert!(cache.counters().slowed_writes > 0, "hosts were slowed");
+}
+
+#[test]
+fn what_rests_is_destaged_when_too_much_is_dirty() {
+    let mut world = World::whole(6, lazy());
+    let cache = world.cache();
+    let writer = cache.clone();
+    // More than the mirror holds, and nobody waits for the end of the rest.
+    world.run(async move {
+        for track in 0..8 {
+            world::write(&writer, range(track * 16, 16), 1, (1, 1 + track), false).await.unwrap();
+        }
+    });
+    assert!(world.time.now() < dyad_reactor::Time::ZERO + Duration::from_secs(10));
+    assert!(cache.counters().destaged_blocks >= 64);
 }
 
 #[test]
