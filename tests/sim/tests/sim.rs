@@ -57,6 +57,12 @@ mod rules {
     }
 
     #[test]
+    fn a_failure_that_only_the_superblocks_know_comes_to_the_record() {
+        let outcome = run(SimOptions { pairs: 2, ..options(740, FaultKinds::ALL) });
+        assert_eq!(outcome.failure, None, "dyad sim --seed 740 --directors 4");
+    }
+
+    #[test]
     fn one_seed_is_one_run() {
         let hashes = [0, 0].map(|_| run(options(7, FaultKinds::ALL)).trace_hash);
         assert_eq!(hashes[0], hashes[1]);

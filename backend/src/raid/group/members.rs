@@ -5,11 +5,13 @@
 //! | state | event | next |
 //! |---|---|---|
 //! | `Live`, `Rebuilding` | `Failed`: gone, a write failed for good, slow, errs too often, retired by command | `Failing` |
-//! | `Failing` | `Recorded`: the group's record says that it is out | `Out` |
+//! | `Failing` | `Recorded`: the group's record says that it is out, and the caller's | `Out` |
 //! | `Out` | `Replaced`: a spare is in its place | `Preparing` |
 //! | `Preparing` | `Failed` | `Out`: no record knows the spare |
 //! | `Preparing` | `Prepared`: it has all that is not data | `Rebuilding` |
 //! | `Rebuilding` | `Rebuilt`: it has all data | `Live` |
+//!
+//! When a group is opened, members that are not used are `Out` if the caller has them on record, and `Failing` if not.
 //!
 //! `Live` members are read and written; a `Rebuilding` one in the stripes that it has; a `Preparing` one gets guards; the others nothing. The last ones
 //! that the group's data needs stay `Live`, whatever they do.

@@ -155,8 +155,8 @@ async fn read_block<D: Device>(device: &D, memory: &Memory, lba: Lba) -> Option<
 }
 
 impl<D: Device> Group<D> {
-    /// Opens the group that `expected` names, as its home in `epoch`. The devices are fenced and the group's alone. `out` are the devices that are on
-    /// record as failed. Interrupted writes are brought to an end.
+    /// Opens the group that `expected` names, as its home in `epoch`. The devices are fenced and the group's alone. `out` are the devices that the caller
+    /// has on record as failed; others that are not used are `Failing` until [`Self::recorded`]. Interrupted writes are brought to an end.
     ///
     /// # Errors
     /// [`OpenError`]: the group may not be used.
@@ -223,10 +223,11 @@ impl<D: Device> Group<D> {
             let device = assembly.members[m].map(|at| devices[at].clone());
             let mapped = device.as_ref().is_some_and(|device| device.map(&work).is_ok());
             let (state, rebuilt) = match record.state {
-                _ if !mapped || out.contains(&record.device) => (MemberState::Out, 0),
-                Recorded::InSync => (MemberState::Live, 0),
-                Recorded::Rebuilding { done } => (MemberState::Rebuilding, done),
-                Recorded::Out => (MemberState::Out, 0),
+                _ if out.contains(&record.device) => (MemberState::Out, 0),
+                Recorded::InSync if mapped => (MemberState::Live, 0),
+                Recorded::Rebuilding { done } if mapped => (MemberState::Rebuilding, done),
+                // The home before us may have died between the superblocks and the caller's record.
+                Recorded::InSync | Recorded::Rebuilding { .. } | Recorded::Out => (MemberState::Failing, 0),
             };
             Member::new(device, record.device, state, rebuilt)
         };

@@ -108,6 +108,31 @@ fn a_device_that_errs_too_often_is_failed_before_it_is_needed() {
     world.check(&life, 0..0);
 }
 
+/// A home puts a failure into the superblocks, and is lost before it is on record where the next home looks first. Should the members that know of it be
+/// lost too, the one that failed would be believed: nothing that it missed is acknowledged before the next home has put it there.
+#[test]
+fn what_only_the_superblocks_know_is_put_on_record_by_the_next_home() {
+    for (level, members) in LEVELS.into_iter().filter(|(level, _)| *level != Level::Raid0) {
+        let mut world = World::new(35, level, members);
+        let mut life = Life::whole(&mut world);
+        life.open(1, &[]).expect("open");
+        let (group, failed) = (life.group(), world.superblock.members[1].device);
+        let record = life.finish(async move { group.retire(failed).map(|()| group)?.put_on_record().await });
+        assert_eq!(record.expect("on record").out.as_slice(), [failed]);
+        let mut next = Life::whole(&mut world);
+        next.open(2, &[]).expect("open");
+        let state = |life: &Life| life.group().members().nth(1).expect("a member").1;
+        assert_eq!(state(&next), MemberState::Failing, "{level:?}");
+        let write = next.start_write(0, &[1]);
+        next.pass(Duration::from_secs(10));
+        assert_eq!(write.take(), Some(Err(GroupError::Unrecorded)), "{level:?}");
+        next.keep_record();
+        let write = next.start_write(0, &[2]);
+        next.pass(Duration::from_secs(1));
+        assert_eq!((write.take(), state(&next)), (Some(Ok(())), MemberState::Out), "{level:?}");
+    }
+}
+
 /// A superblock that was cut short is not believed; its other copy is, or the member is left out.
 #[test]
 fn torn_superblock() {
