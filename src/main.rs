@@ -1,5 +1,6 @@
 //! The `dyad` command: a thin door to what the rooms do.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use dyad_director::demo;
 use dyad_director::layout::ArrayDir;
 use dyad_director::membership::{DirectorId, Timing};
+use dyad_director::node::port::PortConfig;
 use dyad_director::process::{Ended, ProcessConfig, run_director};
 use dyad_director::trial::{load::REACTORS, processes::EXIT_FRESH};
 use nix::sys::prctl::set_pdeathsig;
@@ -39,6 +41,12 @@ enum Command {
         /// The array's directory
         #[arg(long)]
         dir: PathBuf,
+        /// Listen here for NVMe/TCP
+        #[arg(long)]
+        nvme_tcp: Option<SocketAddr>,
+        /// Where hosts find that port, if not there
+        #[arg(long, requires = "nvme_tcp")]
+        advertise: Option<SocketAddr>,
         /// Which director
         id: Id,
     },
@@ -60,7 +68,9 @@ fn main() -> ExitCode {
         Command::Demo => run_demo(),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
-        Command::Director { dir, id } => director(&dir, id),
+        Command::Director { dir, nvme_tcp, advertise, id } => {
+            director(&dir, id, nvme_tcp.map(|listen| PortConfig { listen, advertise }))
+        }
         Command::Device(command) => device::run(&command),
         Command::Shelf(arguments) => shelf::run(&arguments),
     }
@@ -77,13 +87,14 @@ fn run_demo() -> ExitCode {
     }
 }
 
-fn director(dir: &std::path::Path, id: Id) -> ExitCode {
+fn director(dir: &std::path::Path, id: Id, nvme_tcp: Option<PortConfig>) -> ExitCode {
     end_with_parent();
     let me = match id {
         Id::A => DirectorId::A,
         Id::B => DirectorId::B,
     };
-    let config = ProcessConfig { array: ArrayDir::new(dir), me, timing: Timing::default(), reactors: REACTORS };
+    let config =
+        ProcessConfig { array: ArrayDir::new(dir), me, timing: Timing::default(), reactors: REACTORS, nvme_tcp };
     match run_director(&config) {
         Ok(Ended::Fresh) => ExitCode::from(EXIT_FRESH),
         Ok(Ended::Stopped) => ExitCode::SUCCESS,

@@ -1,5 +1,8 @@
 //! The command as a user types it: what it says to good and to bad arguments.
 
+#[path = "cli/nvme_tcp.rs"]
+mod nvme_tcp;
+
 use std::process::{Command, Output};
 
 fn dyad(arguments: &[&str]) -> Output {

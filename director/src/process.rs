@@ -26,6 +26,7 @@ use dyad_reactor::{Reactor, Source, Stopper};
 use crate::layout::{ArrayDir, DEVICES};
 use crate::membership::{DirectorId, Incarnation, PairRecord, Timing};
 use crate::node::home_group::group_blocks;
+use crate::node::port::{self, Listening, PortConfig, PortError};
 use crate::node::transition::{failed_devices, pair_key};
 use crate::node::{NewNodeError, Node, NodeConfig, SERVICE_TASKS, World, whole_group};
 use crate::registry::{FileRegistry, OpenError, Registry, RegistryError};
@@ -54,6 +55,8 @@ pub struct ProcessConfig {
     pub timing: Timing,
     /// Reactors on this machine, this one included: decides how long it may spin.
     pub reactors: usize,
+    /// Where it listens for NVMe/TCP, if it does.
+    pub nvme_tcp: Option<PortConfig>,
 }
 
 /// How a director ended without an error.
@@ -112,6 +115,9 @@ pub enum ProcessError {
     /// Its parts do not fit.
     #[error(transparent)]
     Node(#[from] NewNodeError),
+    /// The NVMe/TCP port.
+    #[error(transparent)]
+    Port(#[from] PortError),
     /// The reactor.
     #[error(transparent)]
     Reactor(#[from] ReactorError),
@@ -178,7 +184,8 @@ pub fn run_director_on<D: Device + Source>(
 ) -> Result<Ended, ProcessError> {
     let incarnation = random_incarnation().map_err(ProcessError::Random)?;
     let devices_max = DEVICES.len();
-    let limits = Limits { tasks: SERVICE_TASKS + usize::from(LANES + DESTAGERS) + devices_max + 1, timers: 1024 };
+    let tasks = SERVICE_TASKS + usize::from(LANES + DESTAGERS) + devices_max + port::TASKS + 1;
+    let limits = Limits { tasks, timers: 1024 };
     let mut reactor = Reactor::new(Options { limits, max_spin: max_spin_for(config.reactors), core: None })?;
     let handle = reactor.handle();
 
@@ -195,6 +202,9 @@ pub fn run_director_on<D: Device + Source>(
     }
     let pump = || devices.iter().map(|device: &D| device.clone().poll()).sum();
     block_on(reactor.executor(), pump, check_registry(&registry, &devices))?;
+    let listening = config.nvme_tcp.map(Listening::new).transpose()?;
+    let address = listening.as_ref().map(Listening::address);
+    block_on(reactor.executor(), || 0, port::put_on_record(&registry, config.me, address)).map_err(PortError::from)?;
 
     let path = config.array.director(config.me);
     let provider = ShmProvider::new(&path, u64::from(incarnation.0), ShmLimits::default())
@@ -217,6 +227,8 @@ pub fn run_director_on<D: Device + Source>(
         hosts: HOSTS,
         host_depth: HOST_DEPTH,
         lanes: LANES,
+        // The same at both: each takes the commits of the other.
+        port_lanes: port::LANES,
         destagers: DESTAGERS,
         idle_destage: Duration::from_millis(20),
         background: Background::default(),
@@ -226,6 +238,9 @@ pub fn run_director_on<D: Device + Source>(
     let private = Rc::new(|bytes| Memory::shared("dyad group", bytes, HugePages::No).expect("memory for the group"));
     let world = World { provider, devices, registry, memory, device_memory: private };
     let node = Node::new(&handle, node_config, world)?;
+    if let Some(listening) = listening {
+        listening.serve(&node, &mut reactor)?;
+    }
     handle.spawn("status", report(node.clone(), reactor.stopper()));
     reactor.run()?;
     Ok(if node.has_ended() { Ended::Fresh } else { Ended::Stopped })

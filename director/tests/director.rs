@@ -8,13 +8,15 @@ use dyad_backend::fake::FakeMedium;
 use dyad_backend::raid::group::Background;
 use dyad_cache::VolumeId;
 use dyad_director::membership::{DirectorId, Incarnation, Timing};
+use dyad_director::node::port::{self, Listening, PortConfig};
 use dyad_director::node::{Node, NodeConfig, SERVICE_TASKS, World, whole_group};
 use dyad_director::registry::FakeRegistry;
 use dyad_matrix::Memory;
 use dyad_matrix::sim::{Fabric, FabricConfig};
 use dyad_nvme::types::{BlockCount, NamespaceId};
-use dyad_reactor::VirtualTime;
-use dyad_reactor::executor::{Executor, Limits};
+use dyad_reactor::executor::Limits;
+use dyad_reactor::reactor::Options;
+use dyad_reactor::{Reactor, VirtualTime};
 
 /// DESIGN 2: lanes, not spawns.
 const LANE_BYTES_MAX: usize = 4096;
@@ -48,25 +50,31 @@ fn every_lane_is_made_at_start_and_is_small() {
         timing: Timing::default(),
         partner_host: "b".into(),
         volume: whole_group(VolumeId { uuid: [1; 16], generation: 1 }, BlockCount(1024)),
-        cache_frames: 1024,
+        cache_frames: 2048,
         mirror_frames: 128,
         hosts: 2,
         host_depth: 16,
         lanes,
+        port_lanes: port::LANES,
         destagers,
         idle_destage: Duration::from_millis(20),
         background: Background::default(),
     };
-    let limits = Limits { tasks: SERVICE_TASKS + usize::from(lanes + destagers), timers: 64 };
-    let executor = Executor::new(limits, Rc::new(time));
-    let _node = Node::new(&executor.handle(), config, world).unwrap();
-    executor.seal();
+    let limits = Limits { tasks: SERVICE_TASKS + usize::from(lanes + destagers) + port::TASKS, timers: 64 };
+    let mut reactor = Reactor::new(Options { limits, max_spin: Duration::ZERO, core: None }).unwrap();
+    let node = Node::new(&reactor.handle(), config, world).unwrap();
+    let anywhere = PortConfig { listen: ([127, 0, 0, 1], 0).into(), advertise: None };
+    Listening::new(anywhere).unwrap().serve(&node, &mut reactor).unwrap();
+    reactor.executor().seal();
 
-    let sizes = executor.task_sizes();
+    let sizes = reactor.executor().task_sizes();
     for (name, bytes) in &sizes {
         println!("{name}: {bytes} bytes");
     }
-    assert_eq!(sizes.iter().filter(|(name, _)| *name == "lane").count(), usize::from(lanes));
-    let largest = sizes.iter().filter(|(name, _)| *name == "lane").map(|(_, bytes)| *bytes).max().unwrap();
-    assert!(largest <= LANE_BYTES_MAX, "a lane's future has {largest} bytes");
+    for (kind, count) in [("lane", lanes), ("tcp lane", port::LANES)] {
+        let of_kind = || sizes.iter().filter(|(name, _)| *name == kind);
+        assert_eq!(of_kind().count(), usize::from(count));
+        let largest = of_kind().map(|(_, bytes)| *bytes).max().unwrap();
+        assert!(largest <= LANE_BYTES_MAX, "the future of a {kind} has {largest} bytes");
+    }
 }

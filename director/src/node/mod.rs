@@ -6,11 +6,13 @@
 //! - `mod.rs`: what a node is made of, and the task that feeds the membership machine;
 //! - `home_group.rs`: the RAID group, which only the home opens;
 //! - `peer.rs`: the VIs to the partner and what arrives on them;
+//! - `port.rs`: the NVMe/TCP port, where a process opens one;
 //! - `transition.rs`: the slow steps that the machine asks for: fencing, welcome, takeover, and the registry.
 
 mod hello;
 pub mod home_group;
 mod peer;
+pub mod port;
 pub mod transition;
 
 use std::cell::{Cell, RefCell};
@@ -81,8 +83,10 @@ pub struct NodeConfig {
     pub hosts: u16,
     /// Commands outstanding per host.
     pub host_depth: u16,
-    /// Commands served at once.
+    /// Commands of the `vi` port served at once.
     pub lanes: u16,
+    /// Commands that ports of other kinds serve at once.
+    pub port_lanes: u16,
     /// Tracks destaged at once.
     pub destagers: u16,
     /// How long dirty data may rest when there is no need to destage.
@@ -172,8 +176,9 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             write_pending_limit: usize::try_from(config.mirror_frames).expect("32 bits fit"),
             stripe_tracks: 1,
             nvcache: false,
-            commands: usize::from(config.lanes),
-            hosts: usize::from(config.hosts) * 2,
+            commands: usize::from(config.lanes + config.port_lanes),
+            // Each director's port is one, too, in this run of it and the last.
+            hosts: usize::from(config.hosts) * 2 + 4,
             // A host keeps its numbers within four times its depth, and a command has at most two parts.
             outcomes_per_host: usize::from(config.host_depth) * 4 * 2,
         };
@@ -194,7 +199,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         // Commits, releases and their answers in both directions, and one membership VI; as many again while old ones are closed.
         let endpoint_config = EndpointConfig {
             vis_max: 8,
-            depth: config.lanes * 4 + config.destagers * 2 + 16,
+            depth: (config.lanes + config.port_lanes) * 4 + config.destagers * 2 + 16,
             tag: PEER_TAG,
             remote_access: RemoteAccess { write: true, read: false },
         };

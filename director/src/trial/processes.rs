@@ -36,6 +36,8 @@ struct Running {
 pub struct Processes {
     array: ArrayDir,
     program: PathBuf,
+    /// What the directors are told besides.
+    arguments: [Vec<String>; 2],
     shelf: Option<Child>,
     directors: [Option<Running>; 2],
     words: (Sender<Word>, Receiver<Word>),
@@ -51,11 +53,26 @@ impl Processes {
         Ok(Self {
             array,
             program: std::env::current_exe()?,
+            arguments: [const { Vec::new() }; 2],
             shelf: None,
             directors: [None, None],
             words: channel(),
             starts: 0,
         })
+    }
+
+    /// Other than the running program.
+    #[must_use]
+    pub fn with_program(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
+    }
+
+    /// What a director is told besides.
+    #[must_use]
+    pub fn with_arguments(mut self, me: DirectorId, arguments: impl IntoIterator<Item = String>) -> Self {
+        self.arguments[place(me)].extend(arguments);
+        self
     }
 
     /// Starts the shelf and waits until it serves.
@@ -75,8 +92,9 @@ impl Processes {
     /// # Errors
     /// When the process cannot be made.
     pub fn start(&mut self, me: DirectorId) -> io::Result<()> {
+        let mut command = self.command("director", self.array.path());
         let mut child =
-            self.command("director", self.array.path()).arg(if me == DirectorId::A { "a" } else { "b" }).spawn()?;
+            command.args(&self.arguments[place(me)]).arg(if me == DirectorId::A { "a" } else { "b" }).spawn()?;
         let output = BufReader::new(child.stdout.take().expect("the output is piped"));
         self.starts += 1;
         let (words, start) = (self.words.0.clone(), self.starts);
@@ -142,6 +160,17 @@ impl Processes {
                     ));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Hears what the directors have said so far: those that want to begin anew are started again.
+    ///
+    /// # Errors
+    /// When a director ended otherwise.
+    pub fn attend(&mut self) -> io::Result<()> {
+        while let Ok(word) = self.words.1.try_recv() {
+            self.hear(word)?;
         }
         Ok(())
     }

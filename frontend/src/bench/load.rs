@@ -103,13 +103,13 @@ pub(super) fn run(
     target: &Memory,
     progress: impl FnMut(&str) + 'static,
 ) -> Result<Figures, LoadError> {
-    let limits = Limits { tasks: usize::from(DEPTH) + 3, timers: 1024 };
+    let limits = Limits { tasks: usize::from(DEPTH) + 1 + TcpInitiator::tasks(1), timers: 1024 };
     let mut reactor = Reactor::new(Options { limits, max_spin, core })?;
     let handle = reactor.handle();
     let memory = Memory::shared("dyad-bench-host", usize::from(DEPTH) * FRAMES * FRAME_BYTES, HugePages::IfAvailable)?;
     let buffers = memory.clone();
     let config = TcpInitiatorConfig {
-        address,
+        addresses: vec![address],
         subsystem_nqn: NQN.into(),
         host_nqn: HOST_NQN.into(),
         host: HostId([1; 16]),
@@ -119,7 +119,9 @@ pub(super) fn run(
         data_digest: false,
         keep_alive: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(10),
+        path_timeout: Duration::from_secs(30),
         command_timeout: Duration::from_secs(30),
+        retry_delay: Duration::from_millis(100),
     };
     let volume = TcpInitiator::attach(&handle, config, FramePool::new(memory))?;
     reactor.add_source(volume.source())?;

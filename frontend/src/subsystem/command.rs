@@ -97,7 +97,20 @@ pub(super) fn range_list_bytes(ranges: u16) -> u32 {
     u32::from(ranges) * 16
 }
 
+/// Bytes of as many ranges as one command can have.
+const RANGE_LIST_BYTES_MAX: u32 = 256 * 16;
+
 impl Operation {
+    /// The longest data that may go with it, which is longer than [`Self::direction`] says only for Dataset Management: Linux sends room
+    /// for 256 ranges, however many there are (drivers/nvme/host/core.c, `nvme_setup_discard`).
+    #[must_use]
+    pub fn data_bytes_max(&self) -> u32 {
+        match self {
+            Self::DatasetManagement { .. } => RANGE_LIST_BYTES_MAX,
+            _ => self.direction().bytes(),
+        }
+    }
+
     /// The data that goes with it.
     #[must_use]
     pub fn direction(&self) -> Direction {
@@ -163,10 +176,10 @@ pub(super) fn parse(entry: &SubmissionEntry, limits: Limits<'_>) -> Result<IoCom
     let namespace = visible(entry.namespace(), limits.array, limits.access)?;
     // Path errors are to be retried on another path at once: no DNR.
     match limits.array.state(namespace.group) {
-        Some(AnaState::Optimized | AnaState::NonOptimized) => {}
+        // While it is decided who serves, commands wait, for ANATT at most (PROTOCOLS 12.3).
+        Some(AnaState::Optimized | AnaState::NonOptimized | AnaState::Change) => {}
         Some(AnaState::Inaccessible) | None => return Err(Status::ANA_INACCESSIBLE),
         Some(AnaState::PersistentLoss) => return Err(Status::ANA_PERSISTENT_LOSS),
-        Some(AnaState::Change) => return Err(Status::ANA_TRANSITION),
     }
     let run = |limit: BlockCount| checked_run(entry, namespace, limit);
     let unlimited = BlockCount(rw::BLOCKS_MAX);

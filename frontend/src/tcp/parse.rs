@@ -3,7 +3,7 @@
 
 use dyad_nvme::tcp::{
     ADMIN_IN_CAPSULE_BYTES, ALIGNMENT_MAX, COMMAND_BYTES, CommonHeader, DIGEST_BYTES, DataHeader, FatalError, IC_BYTES,
-    IcReq, SHORT_BYTES, TERM_BYTES_MAX, flags, kind,
+    IcReq, SHORT_BYTES, flags, kind,
 };
 use dyad_nvme::{SubmissionEntry, bytes};
 
@@ -95,7 +95,7 @@ pub fn parse(bytes: &[u8], params: &Params) -> Result<Parsed, FatalError> {
         kind::H2C_DATA => (SHORT_BYTES, true),
         _ => return Err(FatalError::InvalidField(CommonHeader::KIND_AT)),
     };
-    // First of all, once, and nothing else before it (3.3.1).
+    // First of all, once, and nothing else before it (3.1).
     let in_order = match common.kind {
         kind::IC_REQ => !params.started,
         kind::H2C_TERM => true,
@@ -114,7 +114,7 @@ pub fn parse(bytes: &[u8], params: &Params) -> Result<Parsed, FatalError> {
     let head = header_len + if digested { DIGEST_BYTES } else { 0 };
     let Some(header) = bytes.get(..head) else { return Ok(Parsed::More(head)) };
     if digested {
-        // Before anything in the header but its length is believed (3.4.1.1).
+        // Before anything in the header but its length is believed (3.5, digest errors).
         let received = bytes::u32_at(header, header_len);
         if crc32c::crc32c(&header[..header_len]) != received {
             return Err(FatalError::HeaderDigest(received));
@@ -134,10 +134,7 @@ pub fn parse(bytes: &[u8], params: &Params) -> Result<Parsed, FatalError> {
             Ok(Parsed::Pdu(Pdu { head, content: Content::Init(request), payload: 0, digest: false }))
         }
         kind::H2C_TERM => {
-            if !(SHORT_BYTES..=TERM_BYTES_MAX).contains(&layout.len()) {
-                return Err(FatalError::InvalidField(CommonHeader::LEN_AT));
-            }
-            // What it quotes is of no interest: nothing is read after it.
+            // What it quotes, and how much of it, is of no interest: nothing is read after it (3.5).
             let content = Content::Terminate(FatalError::from_pdu(&bytes::array(header, 0)));
             Ok(Parsed::Pdu(Pdu { head, content, payload: 0, digest: false }))
         }
@@ -249,7 +246,6 @@ mod tests {
             (common(kind::H2C_DATA, 0, 24, 24, 28), STARTED, field(16)),
             (common(kind::H2C_DATA, 0, 24, 24, 24 + 65537), STARTED, FatalError::LimitExceeded),
             (common(kind::IC_REQ, 0, 128, 0, 129), fresh, field(4)),
-            (common(kind::H2C_TERM, 0, 24, 0, 153), STARTED, field(4)),
             (common(kind::COMMAND, 0, 72, 72, 80), Params { alignment: 3, ..STARTED }, field(3)),
             (common(kind::COMMAND, 0, 72, 0, 72), Params { header_digest: true, ..STARTED }, field(1)),
             (
@@ -260,6 +256,9 @@ mod tests {
         ] {
             assert_eq!(fatal(&pdu, &params), expected, "{:?} under {params:?}", &pdu[..8]);
         }
+        let long = parse(&common(kind::H2C_TERM, 0, 24, 0, 153), &STARTED);
+        let ended = |parsed| matches!(parsed, Ok(Parsed::Pdu(Pdu { content: Content::Terminate(_), .. })));
+        assert!(ended(long), "it is no answer that it wants");
         let request = IcReq { version: 1, alignment: 0, header_digest: false, data_digest: false, r2t_max: 0 };
         assert_eq!(fatal(&request.to_bytes(), &fresh), FatalError::Unsupported(8));
         let request = IcReq { version: 0, alignment: 32, ..request };

@@ -1,17 +1,15 @@
-//! The NVMe/TCP port of a director: listens, polls its connections, and has lanes that do their commands.
+//! The NVMe/TCP port of a director: listens, polls its connections, and has lanes that do their commands. `data`: what lanes see
+//! of a command's data.
+
+mod data;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
-use dyad_cache::CacheError;
-use dyad_matrix::Segment;
-use dyad_matrix::frames::{Pinned, Segments};
 use dyad_matrix::socket::{Moved, Socket};
 use dyad_nvme::opcode::fabrics;
 use dyad_nvme::sgl::Sgl;
@@ -24,10 +22,11 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::parse::Params;
-use super::session::{Event, Phase, Session, Step, Transfer};
-use crate::subsystem::backing::{Backing, HostData};
+use super::session::{Event, Phase, Session, Step};
+use crate::subsystem::backing::Backing;
 use crate::subsystem::execute::execute;
 use crate::subsystem::{Action, Answer, ControllerKey, Direction, IoCommand, PortId, Queue, Subsystem};
+use data::CommandData;
 
 /// What a [`TcpPort`] is made with.
 #[derive(Debug, Copy, Clone)]
@@ -56,6 +55,9 @@ const LISTENER: u64 = u64::MAX;
 const EVENTS: usize = 64;
 /// Steps on one connection before the next one has its turn.
 const STEPS: usize = 256;
+/// While nobody is connected the kernel is asked once in so many turns, and before the reactor sleeps: other ports of this reactor
+/// are to make no system call while they are busy.
+const IDLE_TURNS: u32 = 64;
 /// Connections taken from the listener in one turn.
 const ACCEPTS: usize = 16;
 /// Bytes thrown away after the end before the connection is closed anyway are bounded by time alone.
@@ -83,6 +85,10 @@ struct Inner<B> {
     epoll: Epoll,
     sessions: RefCell<Vec<Option<Session>>>,
     generation: Cell<u32>,
+    /// Places of `sessions` that are taken.
+    taken: Cell<u16>,
+    /// Turns until the kernel is asked although nobody is connected.
+    idle_turns: Cell<u32>,
     /// Connections to look at, each once.
     notices: RefCell<VecDeque<u16>>,
     work: Inbox<Work>,
@@ -145,6 +151,8 @@ impl<B: Backing> TcpPort<B> {
                 epoll,
                 sessions: RefCell::new((0..connections).map(|_| None).collect()),
                 generation: Cell::new(0),
+                taken: Cell::new(0),
+                idle_turns: Cell::new(0),
                 notices: RefCell::new(VecDeque::with_capacity(connections)),
                 work: Inbox::new(connections * usize::from(queue_entries + 8)),
                 opened: Signal::new(),
@@ -299,6 +307,7 @@ impl<B: Backing> TcpPort<B> {
             let mut session = Session::new(socket, generation, params, entries, inner.handle.now());
             self.notice(index, &mut session);
             sessions[place] = Some(session);
+            inner.taken.set(inner.taken.get() + 1);
             self.count(|counters| counters.connections += 1);
             inner.opened.notify_all();
         }
@@ -386,6 +395,7 @@ impl<B: Backing> TcpPort<B> {
         let place = &mut sessions[usize::from(index)];
         if place.as_ref().is_some_and(|session| session.phase == Phase::Closed && session.lanes == 0) {
             *place = None;
+            self.inner.taken.set(self.inner.taken.get() - 1);
             self.inner.notices.borrow_mut().retain(|noticed| *noticed != index);
         }
     }
@@ -424,7 +434,8 @@ impl<B: Backing> TcpPort<B> {
         }
         let checked = subsystem.parse(queue.controller, entry).and_then(|command| {
             let direction = command.operation.direction();
-            check_data(entry, direction, payload).map(|()| (command, direction.bytes()))
+            let total = check_data(entry, direction, command.operation.data_bytes_max(), payload)?;
+            Ok((command, total))
         });
         match checked {
             Ok((command, total)) => {
@@ -444,7 +455,9 @@ impl<B: Backing> TcpPort<B> {
     /// A command of an admin queue, or of a connection that is no queue yet.
     fn admin_command(&self, session: &mut Session, entry: SubmissionEntry, payload: u32) {
         let direction = self.inner.subsystem.borrow().admin_direction(&entry);
-        match direction.and_then(|direction| check_data(&entry, direction, payload).map(|()| direction)) {
+        let checked =
+            |direction: Direction| check_data(&entry, direction, direction.bytes(), payload).map(|_| direction);
+        match direction.and_then(checked) {
             Ok(Direction::FromHost(bytes)) => session.begin_admin(entry, bytes),
             Ok(Direction::None | Direction::ToHost(_)) => {
                 session.refuse();
@@ -490,7 +503,7 @@ impl<B: Backing> TcpPort<B> {
             let Work { session, slot } = inner.work.next().await;
             let (command, total, queue) = self.begin(session, slot);
             let deadline = inner.handle.now() + inner.config.command_deadline;
-            let host = CommandData { port: &self, session, slot, total, staged: RefCell::new(None) };
+            let host = CommandData::new(&self, session, slot, total);
             let size = match command.namespace {
                 NamespaceId::ALL => Some(BlockCount(0)),
                 id => inner.subsystem.borrow().array().namespace(id).map(|namespace| namespace.blocks),
@@ -591,166 +604,37 @@ impl<B: Backing> TcpPort<B> {
     }
 }
 
-/// Whether an entry names its data as NVMe/TCP wants it (3.2): what the command needs, in the capsule or by the transport.
-fn check_data(entry: &SubmissionEntry, direction: Direction, payload: u32) -> Result<(), Status> {
-    let length = |len, wanted| {
-        if len == wanted { Ok(()) } else { Err(Status::SGL_LENGTH_INVALID.with_do_not_retry()) }
+/// Whether an entry names its data as NVMe/TCP wants it (3.3.2): what the command needs, `most` bytes at most, in the capsule or by
+/// the transport. How much it is.
+fn check_data(entry: &SubmissionEntry, direction: Direction, most: u32, payload: u32) -> Result<u32, Status> {
+    let length = |len: u32| {
+        let fits = (direction.bytes()..=most).contains(&len);
+        if fits { Ok(len) } else { Err(Status::SGL_LENGTH_INVALID.with_do_not_retry()) }
     };
-    let sgl = entry.sgl().parse();
-    match (direction, sgl) {
+    match (direction, entry.sgl().parse()) {
         // Without data the descriptor says nothing.
-        (Direction::None, _) => Ok(()),
-        (Direction::ToHost(bytes), Some(Sgl::Transport { len })) => length(len, bytes),
-        (Direction::FromHost(bytes), Some(Sgl::Transport { len })) if payload == 0 => length(len, bytes),
+        (Direction::None, _) => Ok(0),
+        (Direction::ToHost(_), Some(Sgl::Transport { len })) => length(len),
+        (Direction::FromHost(_), Some(Sgl::Transport { len })) if payload == 0 => length(len),
         (Direction::FromHost(_), Some(Sgl::InCapsule { offset: 1.., .. })) => {
             Err(Status::SGL_OFFSET_INVALID.with_do_not_retry())
         }
-        (Direction::FromHost(bytes), Some(Sgl::InCapsule { len, .. })) => {
-            length(len, bytes).and_then(|()| length(payload, bytes))
-        }
+        (Direction::FromHost(_), Some(Sgl::InCapsule { len, .. })) if len == payload => length(len),
+        (Direction::FromHost(_), Some(Sgl::InCapsule { .. })) => Err(Status::SGL_LENGTH_INVALID.with_do_not_retry()),
         (Direction::FromHost(_), Some(Sgl::Transport { .. })) => Err(Status::INVALID_FIELD.with_do_not_retry()),
         _ => Err(Status::SGL_TYPE_INVALID.with_do_not_retry()),
-    }
-}
-
-/// The data of a command that a lane has.
-struct CommandData<'a, B: Backing> {
-    port: &'a TcpPort<B>,
-    session: SessionKey,
-    slot: u16,
-    total: u32,
-    /// In-capsule data with a digest that is fetched in parts: all of it is checked before a part is handed on.
-    staged: RefCell<Option<Pinned>>,
-}
-
-/// A transfer whose frames are about to go: if it is not complete, the connection must not touch them any more.
-struct UnderWay<'a, 'b, B: Backing>(&'a CommandData<'b, B>, bool);
-
-impl<B: Backing> Drop for UnderWay<'_, '_, B> {
-    fn drop(&mut self) {
-        if self.1 {
-            return;
-        }
-        self.0.with(|session| {
-            if matches!(session.phase, Phase::Running(_)) {
-                self.0.port.lost(session);
-                session.end();
-            }
-        });
-    }
-}
-
-impl<B: Backing> CommandData<'_, B> {
-    fn with<R>(&self, act: impl FnOnce(&mut Session) -> R) -> R {
-        let mut sessions = self.port.inner.sessions.borrow_mut();
-        let session = sessions[usize::from(self.session.index)].as_mut().expect("a connection waits for its lanes");
-        assert_eq!(session.generation, self.session.generation, "a connection waits for its lanes");
-        act(session)
-    }
-
-    /// Has a transfer begun, and waits until it is done.
-    async fn transfer(&self, begin: impl FnOnce(&mut Session)) -> Result<(), CacheError> {
-        let begun = self.with(|session| {
-            let running = matches!(session.phase, Phase::Running(_));
-            if running {
-                begin(session);
-                self.port.notice(self.session.index, session);
-            }
-            running
-        });
-        if !begun {
-            return Err(CacheError::Host);
-        }
-        let mut under_way = UnderWay(self, false);
-        let done = poll_fn(|cx| {
-            self.with(|session| {
-                let running = matches!(session.phase, Phase::Running(_));
-                let slot = session.slot(self.slot);
-                match slot.transfer {
-                    Transfer::Done => Poll::Ready(!slot.damaged),
-                    _ if !running => Poll::Ready(false),
-                    _ => {
-                        slot.waker = Some(cx.waker().clone());
-                        Poll::Pending
-                    }
-                }
-            })
-        })
-        .await;
-        // After the end of the connection nothing touches the frames; a digest that did not match ends nothing.
-        under_way.1 = true;
-        if done { Ok(()) } else { Err(CacheError::Host) }
-    }
-
-    async fn fetch_into(&self, at: u32, segments: &[Segment]) -> Result<(), CacheError> {
-        let len = segments.iter().map(|segment| segment.len).sum();
-        let segments = Segments::from_slice(segments).expect("a run of frames");
-        self.transfer(|session| {
-            let slot = session.slot(self.slot);
-            slot.transfer = Transfer::Fetch { segments, at, len, got: 0 };
-            if slot.in_capsule == 0 {
-                session.request(self.slot, at, len);
-            }
-        })
-        .await
-    }
-
-    /// Fetches all of the in-capsule data, checks it, and hands parts on.
-    async fn fetch_staged(&self, at: u32, segments: &[Segment]) -> Result<(), CacheError> {
-        let pool = self.port.inner.backing.pool();
-        if self.staged.borrow().is_none() {
-            let frames = usize::try_from(self.total).expect("32 bits fit").div_ceil(dyad_matrix::frames::FRAME_BYTES);
-            // No frames: the host tries again.
-            let staging = pool.try_take(frames).ok_or(CacheError::Undecided)?;
-            let mut all = staging.segments();
-            let mut left = self.total;
-            for segment in &mut all {
-                segment.len = segment.len.min(left);
-                left -= segment.len;
-            }
-            self.fetch_into(0, &all).await?;
-            *self.staged.borrow_mut() = Some(staging);
-        }
-        let staged = self.staged.borrow();
-        let staging = staged.as_ref().expect("it was just put there").segments();
-        let memory = pool.memory();
-        let mut from = at;
-        for segment in segments {
-            let mut to = segment.offset;
-            for piece in super::session::cut(&staging, from, segment.len) {
-                dyad_matrix::memory::copy(memory, piece.offset, memory, to, u64::from(piece.len))
-                    .expect("segments lie in their memory");
-                to += u64::from(piece.len);
-            }
-            from += segment.len;
-        }
-        Ok(())
-    }
-}
-
-impl<B: Backing> HostData for CommandData<'_, B> {
-    async fn fetch(&self, at: u64, segments: &[Segment]) -> Result<(), CacheError> {
-        let at = u32::try_from(at).expect("within one transfer");
-        let len: u32 = segments.iter().map(|segment| segment.len).sum();
-        let staged = self.staged.borrow().is_some()
-            || self.with(|session| {
-                let in_capsule = session.slot(self.slot).in_capsule;
-                session.params.data_digest && in_capsule > len
-            });
-        if staged { self.fetch_staged(at, segments).await } else { self.fetch_into(at, segments).await }
-    }
-
-    async fn deliver(&self, at: u64, segments: &[Segment]) -> Result<(), CacheError> {
-        let at = u32::try_from(at).expect("within one transfer");
-        let segments = Segments::from_slice(segments).expect("a run of frames");
-        let memory = self.port.inner.backing.pool().memory();
-        self.transfer(|session| session.deliver(self.slot, segments, at, memory)).await
     }
 }
 
 impl<B: Backing> Source for TcpSource<B> {
     fn poll(&mut self) -> usize {
         let port = &self.0;
+        let idle_turns = &port.inner.idle_turns;
+        if port.inner.taken.get() == 0 && idle_turns.get() > 0 {
+            idle_turns.set(idle_turns.get() - 1);
+            return 0;
+        }
+        idle_turns.set(IDLE_TURNS);
         let mut work = 0;
         // First what lanes have left, then what the kernel has.
         for round in 0..2 {
@@ -767,7 +651,9 @@ impl<B: Backing> Source for TcpSource<B> {
         work
     }
 
-    fn arm(&mut self) {}
+    fn arm(&mut self) {
+        self.0.inner.idle_turns.set(0);
+    }
 
     fn disarm(&mut self) {}
 

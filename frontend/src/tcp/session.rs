@@ -299,7 +299,7 @@ impl Session {
         }
     }
 
-    /// Answers `IC_REQ` (3.3.1).
+    /// Answers `IC_REQ` (3.1).
     fn open(&mut self, request: IcReq) {
         let Params { alignment, data_max, .. } = self.params;
         let IcReq { header_digest, data_digest, .. } = request;
@@ -311,7 +311,7 @@ impl Session {
         self.out.push_back(Outgoing::Raw(Box::new(raw)));
     }
 
-    /// Data that was asked for (3.3.2.1): of an open transfer, in order, and not more of it than was asked for.
+    /// Data that was asked for (3.3.2.2): of an open transfer, in order, and not more of it than was asked for.
     fn take_data(&mut self, header: DataHeader, last: bool, digest: bool) -> Result<Step, FatalError> {
         let index = usize::from(header.tag);
         let slot = self.slots.get(index).filter(|slot| slot.used && slot.r2t);
@@ -324,8 +324,12 @@ impl Session {
             (_, Some((_, data))) => (0, slot.total, u32::try_from(data.len()).expect("8 KiB at most")),
             _ => return Err(FatalError::InvalidField(DataHeader::TAG_AT)),
         };
-        if header.offset != at + got || header.len > len - got {
+        let end = header.offset.checked_add(header.len);
+        if header.offset < at || end.is_none_or(|end| end > at + len) {
             return Err(FatalError::OutOfRange);
+        }
+        if header.offset != at + got {
+            return Err(FatalError::Sequence);
         }
         if last != (header.len == len - got) {
             return Err(FatalError::InvalidField(CommonHeader::FLAGS_AT));

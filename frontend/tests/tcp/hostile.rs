@@ -66,11 +66,12 @@ fn data_that_was_not_asked_for_ends_its_connection() {
     let (_admin, mut neighbour) = target.session(Style::default());
     let style = Style { no_in_capsule: true, ..Style::default() };
     type Twist = fn(DataHeader) -> (DataHeader, u8, usize);
-    let twists: [(Twist, FatalError); 6] = [
+    let twists: [(Twist, FatalError); 7] = [
         (|asked| (DataHeader { tag: asked.tag ^ 1, ..asked }, flags::LAST, 0), FatalError::InvalidField(10)),
         (|asked| (DataHeader { tag: 9999, ..asked }, flags::LAST, 0), FatalError::InvalidField(10)),
         (|asked| (DataHeader { command: CommandId(4711), ..asked }, flags::LAST, 0), FatalError::InvalidField(8)),
-        (|asked| (DataHeader { offset: 4096, len: 4096, ..asked }, flags::LAST, 0), FatalError::OutOfRange),
+        (|asked| (DataHeader { offset: 4096, len: 4096, ..asked }, flags::LAST, 0), FatalError::Sequence),
+        (|asked| (DataHeader { offset: asked.len, len: 4096, ..asked }, flags::LAST, 0), FatalError::OutOfRange),
         (|asked| (DataHeader { len: asked.len + 4096, ..asked }, flags::LAST, 0), FatalError::OutOfRange),
         (|asked| (DataHeader { len: 4096, ..asked }, flags::LAST, 0), FatalError::InvalidField(1)),
     ];

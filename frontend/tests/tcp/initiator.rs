@@ -19,7 +19,7 @@ use crate::{BLOCKS, Target};
 
 fn config(target: &Target) -> TcpInitiatorConfig {
     TcpInitiatorConfig {
-        address: target.address,
+        addresses: vec![target.address],
         subsystem_nqn: NQN.into(),
         host_nqn: HOST.into(),
         host: HOST_ID,
@@ -29,13 +29,15 @@ fn config(target: &Target) -> TcpInitiatorConfig {
         data_digest: false,
         keep_alive: Duration::from_millis(500),
         connect_timeout: Duration::from_secs(20),
+        path_timeout: Duration::from_secs(20),
         command_timeout: Duration::from_secs(20),
+        retry_delay: Duration::from_millis(10),
     }
 }
 
 /// Runs a host until `host` is done.
 fn run<F: Future<Output = ()> + 'static>(config: TcpInitiatorConfig, host: impl FnOnce(TcpInitiator) -> F) {
-    let limits = Limits { tasks: 4, timers: 64 };
+    let limits = Limits { tasks: TcpInitiator::tasks(config.addresses.len()) + 1, timers: 64 };
     let mut reactor = Reactor::new(Options { limits, max_spin: Duration::ZERO, core: None }).unwrap();
     let pool = FramePool::new(Memory::anonymous(256 * FRAME_BYTES));
     let volume = TcpInitiator::attach(&reactor.handle(), config, pool).expect("attached");
@@ -107,18 +109,57 @@ fn a_volume_over_tcp_keeps_the_promises_of_volumes() {
 }
 
 #[test]
-fn operations_fail_when_the_target_is_gone_and_give_their_frames_back() {
+fn operations_fail_in_time_when_the_target_is_gone_and_give_their_frames_back() {
     let target = Target::new();
-    let config = config(&target);
+    let config = TcpInitiatorConfig { command_timeout: Duration::from_secs(2), ..config(&target) };
     let kept = Cell::new(Some(target));
     run(config, async move |volume: TcpInitiator| {
         volume.write_gather(Lba(0), &filled(&volume, 1, 1)).await.unwrap();
         drop(kept.take());
-        let gone = Err(VolumeError::Status(Status::HOST_PATHING_ERROR));
-        assert_eq!(volume.write_gather(Lba(0), &filled(&volume, 1, 1)).await, gone);
-        assert!(volume.is_dead());
-        assert_eq!(volume.flush().await, gone);
+        assert_eq!(volume.write_gather(Lba(0), &filled(&volume, 1, 1)).await, Err(VolumeError::TimedOut));
+        assert_eq!(volume.live_paths(), 0);
+        assert_eq!(volume.flush().await, Err(VolumeError::TimedOut));
         assert_eq!(volume.pool().free_count(), 256);
+    });
+}
+
+#[test]
+fn operations_go_on_when_the_target_comes_back() {
+    let target = Target::new();
+    let (config, address) = (config(&target), target.address);
+    let kept = Cell::new(Some(target));
+    run(config, async move |volume: TcpInitiator| {
+        volume.write_gather(Lba(0), &filled(&volume, 1, 1)).await.unwrap();
+        drop(kept.take());
+        kept.set(Some(Target::at(address, |_| {})));
+        let frames = filled(&volume, 3, 5);
+        assert_eq!(volume.write_gather(Lba(0), &frames).await, Ok(()));
+        let frames = volume.read_scatter(Lba(0), frames).await.expect("read");
+        assert_eq!(bytes(&frames), [5, 6, 7]);
+        drop(frames);
+        let counters = volume.counters();
+        assert_eq!(counters.attached, 2);
+        assert!(counters.retries > 0, "{counters:?}");
+        assert_eq!(volume.pool().free_count(), 256);
+    });
+}
+
+#[test]
+fn operations_go_on_over_the_other_controller() {
+    let targets = [Target::new(), Target::new()];
+    let mut config = config(&targets[0]);
+    config.addresses.push(targets[1].address);
+    let [first, second] = targets;
+    let kept = Cell::new(Some(first));
+    run(config, async move |volume: TcpInitiator| {
+        volume.write_gather(Lba(0), &filled(&volume, 1, 1)).await.unwrap();
+        drop(kept.take());
+        let frames = filled(&volume, 3, 5);
+        assert_eq!(volume.write_gather(Lba(0), &frames).await, Ok(()));
+        let frames = volume.read_scatter(Lba(0), frames).await.expect("read");
+        assert_eq!(bytes(&frames), [5, 6, 7]);
+        assert_eq!(volume.live_paths(), 1);
+        drop(second);
     });
 }
 

@@ -44,6 +44,10 @@ impl Target {
     }
 
     fn with(change: impl FnOnce(&mut TcpConfig) + Send + 'static) -> Self {
+        Self::at(SocketAddr::from(([127, 0, 0, 1], 0)), change)
+    }
+
+    fn at(address: SocketAddr, change: impl FnOnce(&mut TcpConfig) + Send + 'static) -> Self {
         let (tell, told) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             let mut config = TcpConfig {
@@ -63,7 +67,7 @@ impl Target {
             let handle = reactor.handle();
             let memory = Memory::anonymous(2048 * 4096);
             let backing = MemoryBacking::new(&handle, memory, &[(VOLUME, BlockCount(BLOCKS))]);
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let listener = TcpListener::bind(address).unwrap();
             let address = listener.local_addr().unwrap();
             let subsystem = Rc::new(RefCell::new(subsystem(address)));
             let port = TcpPort::new(&handle, config, subsystem, backing, listener).unwrap();
@@ -222,6 +226,25 @@ fn compare_zeroes_verify_and_deallocate_do_what_they_say() {
     assert!(read(&mut io, 40, 1) == data[..4096], "nothing of it was done");
     assert_eq!(io.status(SubmissionEntry::deallocate(VOLUME, 1), &range(40, 1), 0), Status::SUCCESS);
     assert!(read(&mut io, 40, 1) == [0; 4096]);
+}
+
+#[test]
+fn a_list_of_ranges_may_come_with_room_for_all_of_them() {
+    let target = Target::new();
+    for (data_digest, no_in_capsule) in [(false, false), (true, false), (false, true), (true, true)] {
+        let (_admin, mut io) = target.session(Style { data_digest, no_in_capsule, ..Style::default() });
+        assert_eq!(io.status(write(40, 2), &pattern(40, 2, 1), 0), Status::SUCCESS);
+        let mut list = [&[0; 4], &1_u32.to_le_bytes()[..], &40_u64.to_le_bytes()].concat();
+        // What is behind the ranges says nothing.
+        list.resize(4096, 0xff);
+        assert_eq!(io.status(SubmissionEntry::deallocate(VOLUME, 1), &list, 0), Status::SUCCESS);
+        assert!(read(&mut io, 40, 2) == [&[0; 4096], &pattern(40, 2, 1)[4096..]].concat());
+        list.resize(4112, 0xff);
+        let long = io.status(SubmissionEntry::deallocate(VOLUME, 1), &list, 0);
+        assert_eq!(long.code(), Status::SGL_LENGTH_INVALID);
+        let short = io.status(SubmissionEntry::deallocate(VOLUME, 2), &list[..16], 0);
+        assert_eq!(short.code(), Status::SGL_LENGTH_INVALID);
+    }
 }
 
 #[test]

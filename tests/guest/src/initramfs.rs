@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{GuestError, Kernel, at, output};
+use crate::{GuestError, Kernel, Packages, at, output};
 
 /// What a guest carries.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +14,8 @@ pub struct Contents {
     pub modules: Vec<String>,
     /// Programs and where they are in the guest; their libraries come with them.
     pub programs: Vec<(PathBuf, String)>,
+    /// Packages that some of the programs, and libraries of theirs, are from.
+    pub packages: Option<Packages>,
     /// Other files and where they are in the guest.
     pub files: Vec<(PathBuf, String)>,
 }
@@ -36,10 +38,13 @@ impl Contents {
         let mut libraries = BTreeSet::new();
         for (from, to) in programs.chain([(own.as_path(), "init")]) {
             archive.file(to, 0o755, &at(from, fs::read(from))?);
-            libraries.extend(libraries_of(from)?);
+            libraries.extend(libraries_of(from, self.packages.as_ref())?);
         }
         for library in libraries {
-            archive.file(&library.to_string_lossy(), 0o755, &at(&library, fs::read(&library))?);
+            // A package's library is where the package puts it.
+            let root = self.packages.as_ref().map_or(Path::new("/"), Packages::root);
+            let place = library.strip_prefix(root).unwrap_or(&library);
+            archive.file(&place.to_string_lossy(), 0o755, &at(&library, fs::read(&library))?);
         }
         for (from, to) in &self.files {
             archive.file(to, 0o644, &at(from, fs::read(from))?);
@@ -52,8 +57,13 @@ impl Contents {
 }
 
 /// What the loader says a program needs; nothing if it is static.
-fn libraries_of(program: &Path) -> Result<Vec<PathBuf>, GuestError> {
-    match output(Command::new("ldd").arg(program)) {
+fn libraries_of(program: &Path, packages: Option<&Packages>) -> Result<Vec<PathBuf>, GuestError> {
+    let mut ldd = Command::new("ldd");
+    if let Some(packages) = packages {
+        let path = std::env::join_paths(packages.libraries()?);
+        ldd.env("LD_LIBRARY_PATH", path.map_err(|error| GuestError::Missing(error.to_string()))?);
+    }
+    match output(ldd.arg(program)) {
         Ok(text) => Ok(libraries(&String::from_utf8_lossy(&text))),
         Err(GuestError::Program { said, .. }) if said.contains("not a dynamic executable") => Ok(Vec::new()),
         Err(error) => Err(error),

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{GuestError, at, need_programs, output};
+use crate::{GuestError, at, need_programs, output, packages};
 
 /// A kernel, unpacked.
 #[derive(Debug, Clone)]
@@ -13,16 +13,6 @@ pub struct Kernel {
     package: String,
     image: PathBuf,
     modules: PathBuf,
-}
-
-/// Where fetched kernels are kept: `DYAD_GUEST_CACHE`, else in the user's cache.
-#[must_use]
-pub fn cache() -> PathBuf {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let home = || variable("HOME").map(|home| home.join(".cache"));
-    variable("DYAD_GUEST_CACHE").unwrap_or_else(|| {
-        variable("XDG_CACHE_HOME").or_else(home).unwrap_or_else(std::env::temp_dir).join("dyad-guest")
-    })
 }
 
 impl Kernel {
@@ -91,21 +81,7 @@ fn fetch(series: &str, cache: &Path) -> Result<String, GuestError> {
             newest(series, offered()?).ok_or_else(none)?
         }
     };
-    println!("guest: fetching {package}");
-    let at_work = tempfile::tempdir_in(cache).map_err(|source| GuestError::Io { path: cache.to_owned(), source })?;
-    let missing = |error| GuestError::Missing(format!("cannot fetch {package}: {error}"));
-    output(Command::new("apt-get").args(["download", &package]).current_dir(at_work.path())).map_err(missing)?;
-    let file = names(at_work.path()).into_iter().find(|name| name.ends_with(".deb"));
-    let file = file.ok_or_else(|| GuestError::Missing(format!("apt-get brought no {package}")))?;
-    let directory = at_work.path().join("unpacked");
-    output(Command::new("dpkg-deb").arg("-x").arg(at_work.path().join(file)).arg(&directory))?;
-    // Whole, or not there; somebody else may have been faster.
-    let place = cache.join(&package);
-    if let Err(error) = fs::rename(&directory, &place)
-        && !place.exists()
-    {
-        return Err(GuestError::Io { path: place, source: error });
-    }
+    packages::fetch(&[&package], cache, &cache.join(&package))?;
     Ok(package)
 }
 

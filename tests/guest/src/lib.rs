@@ -7,7 +7,7 @@
 //!
 //! | on the host | in the guest |
 //! |---|---|
-//! | [`kernel`]: fetch and unpack | [`inside`]: mount, load modules, run what is asked for, say how it ended |
+//! | [`packages`], [`kernel`]: fetch and unpack | [`inside`]: mount, load modules, run what is asked for, say how it ended |
 //! | [`initramfs`]: modules, programs, files | |
 //! | [`machine`]: start, listen to the serial line, bound the time | a line `@@host WORDS` asks the host for something |
 //! | [`qmp`]: plug and unplug | |
@@ -16,6 +16,7 @@ pub mod initramfs;
 pub mod inside;
 pub mod kernel;
 pub mod machine;
+pub mod packages;
 pub mod qmp;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use std::process::Command;
 pub use initramfs::Contents;
 pub use kernel::Kernel;
 pub use machine::{Ended, Guest};
+pub use packages::Packages;
 pub use qmp::Qmp;
 
 /// Why a guest could not be made or run.
@@ -87,9 +89,10 @@ pub fn need_programs(needed: &[(&str, &str)]) -> Result<(), GuestError> {
     Err(GuestError::Missing(format!("{programs} not found; on Debian: apt-get install {packages}")))
 }
 
-/// Where a program is, if it can be started by name.
+/// Where a program is, if it can be started by name, also by those who administer this machine.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
+    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(more).map(|directory| directory.join(name)).find(|file| file.is_file())
 }

@@ -215,6 +215,7 @@ impl Pair {
             hosts: u16::try_from(HOSTS + 1).expect("few hosts"),
             host_depth: HOST_DEPTH,
             lanes: LANES,
+            port_lanes: 0,
             destagers: DESTAGERS,
             idle_destage: Duration::from_millis(1 + self.rng.below(200)),
             background: Background { rest_max: Duration::from_millis(500), ..Background::default() },

@@ -1,6 +1,11 @@
-//! A namespace behind NVMe/TCP as a volume: one controller, an admin queue and an I/O queue.
+//! A namespace behind NVMe/TCP as a volume, over as many controllers as the subsystem has.
 //!
-//! It has one path. When that is gone, operations fail with Host Pathing Error, and whoever uses it attaches again.
+//! One path is used at a time. A command whose path is gone, is silent, or answers that the namespace is elsewhere goes out
+//! again on the next one; a path that is gone is attached again, on a thread of its own, for as long as the volume lives.
+//!
+//! What is sent again may have been done. That it is not done after what came later is the array's to see to, as for every
+//! standard host (PROTOCOLS 9.4): a director lets no host back in while commands of it are under way, and one that is not the home
+//! any more commits nothing. Frames need no quarantine: it is this program that copies between socket and frames.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -11,26 +16,25 @@ use std::task::Poll;
 use std::time::Duration;
 
 use dyad_matrix::frames::{FramePool, Pinned};
-use dyad_nvme::fabrics::{ConnectData, PropertySize};
-use dyad_nvme::identify::{IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, cns};
-use dyad_nvme::register::{self, Configuration, ControllerStatus};
-use dyad_nvme::types::{BLOCK_BYTES, BlockCount, ControllerId, HostId, Lba, NamespaceId, QueueId};
-use dyad_nvme::{CompletionEntry, Status, SubmissionEntry, feature};
+use dyad_nvme::status::StatusType;
+use dyad_nvme::types::{BlockCount, HostId, Lba, NamespaceId};
+use dyad_nvme::{CompletionEntry, Status, SubmissionEntry};
 use dyad_reactor::executor::Handle;
-use dyad_reactor::sync::Permits;
-use dyad_reactor::{BootClock, Clock, Source, Time};
+use dyad_reactor::ring::ring;
+use dyad_reactor::sync::{Permits, Signal};
+use dyad_reactor::{Source, Time};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::queue::{Queue, Style, Way};
+use super::attach::{AttachError, Attached, attach};
+use super::queue::{Queue, Way};
 use crate::volume::{Volume, VolumeError};
 
 /// What a [`TcpInitiator`] is made with.
 #[derive(Debug, Clone)]
 pub struct TcpInitiatorConfig {
-    /// The controller's port.
-    pub address: SocketAddr,
+    /// The controllers' ports, the preferred one first; at least one.
+    pub addresses: Vec<SocketAddr>,
     /// The subsystem.
     pub subsystem_nqn: String,
     /// Who this host is.
@@ -49,53 +53,57 @@ pub struct TcpInitiatorConfig {
     pub keep_alive: Duration,
     /// How long each step of attaching may take.
     pub connect_timeout: Duration,
-    /// How long a command may take.
+    /// How long a command may be without an answer before its path is given up.
+    pub path_timeout: Duration,
+    /// How long a command may take in all.
     pub command_timeout: Duration,
+    /// How long a path that did not help is left alone.
+    pub retry_delay: Duration,
 }
 
-/// Why there is no volume.
-#[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AttachError {
-    /// The connection.
-    #[error("cannot connect: {0}")]
-    Connect(std::io::ErrorKind),
-    /// The controller answered with this status.
-    #[error("the controller answered {step} with: {status}")]
-    Status {
-        /// What it was asked.
-        step: &'static str,
-        /// Its answer.
-        status: Status,
-    },
-    /// The controller did not answer, or is not ready, in time.
-    #[error("the controller does not answer {0}")]
-    TimedOut(&'static str),
-    /// The namespace has blocks of another size.
-    #[error("the namespace has no blocks of 4 KiB")]
-    BlockSize,
-    /// There are no frames to learn in.
-    #[error("no free frame")]
-    Frames,
-    /// The kernel refused something.
-    #[error("the kernel: {0}")]
-    Os(Errno),
+/// What an initiator has seen.
+#[derive(Debug, Copy, Clone, Default, PartialEq, Eq)]
+pub struct TcpInitiatorCounters {
+    /// Times that a controller was attached.
+    pub attached: u64,
+    /// Commands that were sent again.
+    pub retries: u64,
+}
+
+/// A controller that is attached.
+struct Link {
+    admin: Queue,
+    io: Queue,
+    /// The frames of commands in flight, by slot of the I/O queue.
+    held: Vec<Option<Pinned>>,
+}
+
+/// The way to one controller.
+struct Path {
+    address: SocketAddr,
+    link: RefCell<Option<Link>>,
+    /// Counts links: a command knows by it that its own is gone.
+    generation: Cell<u64>,
+    /// It did not help; others first.
+    shunned_until: Cell<Time>,
 }
 
 struct Inner {
     handle: Handle,
     config: TcpInitiatorConfig,
     pool: FramePool,
-    blocks: BlockCount,
-    /// Longest transfer in blocks.
-    transfer_max: u64,
+    blocks: Cell<BlockCount>,
+    transfer_max: Cell<u64>,
     epoll: Epoll,
-    admin: RefCell<Queue>,
-    io: RefCell<Queue>,
-    /// The frames of commands in flight, by slot of the I/O queue.
-    held: RefCell<Vec<Option<Pinned>>>,
+    paths: Vec<Path>,
+    /// The path that is tried first: the last that helped.
+    preferred: Cell<usize>,
+    /// A path came or went.
+    changed: Signal,
     slots: Permits,
     /// Something was queued since the queues were polled.
     queued: Cell<bool>,
+    counters: Cell<TcpInitiatorCounters>,
 }
 
 /// The volume. Clones are the same.
@@ -107,65 +115,69 @@ pub struct TcpInitiator {
 /// The part of a [`TcpInitiator`] that a reactor polls.
 pub struct TcpInitiatorSource(TcpInitiator);
 
-const ADMIN: u64 = 0;
-const IO: u64 = 1;
-/// Entries of the admin queue.
-const ADMIN_ENTRIES: u16 = 32;
+/// How an attempt ended.
+enum Attempt {
+    Answered(CompletionEntry, Pinned),
+    /// Nobody will answer any more.
+    Lost,
+}
 
 impl TcpInitiator {
-    /// Connects, and spawns a task that keeps the session alive. Waits on the calling thread, as long as the configuration says at most.
+    /// Attaches to the first controller that takes us, and to the others in the background. Waits on the calling thread, as long as the
+    /// configuration says at most.
     ///
     /// # Errors
-    /// [`AttachError`].
+    /// What the last controller said.
+    ///
+    /// # Panics
+    /// If the configuration has no address.
     pub fn attach(handle: &Handle, config: TcpInitiatorConfig, pool: FramePool) -> Result<Self, AttachError> {
-        let setup = Setup { config: &config, pool: &pool };
-        let mut admin = setup.open(ADMIN_ENTRIES)?;
-        let keep_alive_ms = u32::try_from(config.keep_alive.as_millis()).unwrap_or(u32::MAX);
-        let connect = SubmissionEntry::connect(QueueId::ADMIN, ADMIN_ENTRIES, keep_alive_ms);
-        let answer = setup.connect(&mut admin, connect, ControllerId::DYNAMIC)?;
-        let controller = ControllerId(u16::try_from(answer.result_low() & 0xffff).expect("16 bits"));
-        setup.enable(&mut admin)?;
-        let page = setup.page(&mut admin, "Identify Controller", cns::CONTROLLER, NamespaceId::NONE)?;
-        let about = IdentifyController::from_bytes(&page);
-        let page = setup.page(&mut admin, "Identify Namespace", cns::NAMESPACE, config.namespace)?;
-        let namespace = IdentifyNamespace::from_bytes(&page);
-        if namespace.block_bytes() != Some(BLOCK_BYTES as u64) {
-            return Err(AttachError::BlockSize);
-        }
-        let queues = SubmissionEntry::set_features(feature::NUMBER_OF_QUEUES, NamespaceId::NONE, 0);
-        setup.ask(&mut admin, "Set Features", queues)?;
-        // One entry more than commands: a full queue has one that is empty (Base 3.3.1.4).
-        let entries = config.depth + 1;
-        let mut io = setup.open(entries)?;
-        // We do not look at submission queue heads (CATTR bit 2).
-        let connect = SubmissionEntry::connect(QueueId(1), entries, 0);
-        let connect = connect.with_dword(11, connect.dword(11) | 1 << 18);
-        setup.connect(&mut io, connect, controller)?;
-        io.in_capsule_max = (about.command_capsule_16 * 16).saturating_sub(64);
-        let transfer_max = if about.mdts == 0 { u64::MAX } else { 1 << about.mdts.min(16) };
-
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(AttachError::Os)?;
-        let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        for (queue, name) in [(&admin, ADMIN), (&io, IO)] {
-            epoll.add(queue.socket.as_fd(), EpollEvent::new(interest, name)).map_err(AttachError::Os)?;
-        }
+        let path = |address: &SocketAddr| Path {
+            address: *address,
+            link: RefCell::new(None),
+            generation: Cell::new(0),
+            shunned_until: Cell::new(Time::ZERO),
+        };
         let initiator = Self {
             inner: Rc::new(Inner {
                 handle: handle.clone(),
-                blocks: BlockCount(namespace.size),
-                transfer_max,
+                blocks: Cell::new(BlockCount(0)),
+                transfer_max: Cell::new(0),
                 epoll,
-                admin: RefCell::new(admin),
-                io: RefCell::new(io),
-                held: RefCell::new((0..entries).map(|_| None).collect()),
+                paths: config.addresses.iter().map(path).collect(),
+                preferred: Cell::new(0),
+                changed: Signal::new(),
                 slots: Permits::new(usize::from(config.depth)),
                 queued: Cell::new(false),
+                counters: Cell::default(),
                 pool,
                 config,
             }),
         };
-        handle.spawn("tcp keep alive", initiator.clone().run_keep_alive());
+        let mut refused = None;
+        let attached = (0..initiator.inner.paths.len()).find_map(|index| {
+            match attach(&initiator.inner.config, initiator.inner.paths[index].address) {
+                Ok(attached) => Some((index, attached)),
+                Err(error) => {
+                    refused = Some(error);
+                    None
+                }
+            }
+        });
+        let Some((index, attached)) = attached else { return Err(refused.expect("at least one address")) };
+        initiator.install(index, attached).map_err(AttachError::Os)?;
+        for index in 0..initiator.inner.paths.len() {
+            handle.spawn("tcp path", initiator.clone().run_path(index));
+            handle.spawn("tcp keep alive", initiator.clone().run_keep_alive(index));
+        }
         Ok(initiator)
+    }
+
+    /// Tasks that an initiator with so many addresses spawns.
+    #[must_use]
+    pub const fn tasks(addresses: usize) -> usize {
+        addresses * 2
     }
 
     /// What the reactor is to poll.
@@ -174,87 +186,248 @@ impl TcpInitiator {
         TcpInitiatorSource(self.clone())
     }
 
-    /// Its path is gone.
+    /// Controllers that are attached now.
     #[must_use]
-    pub fn is_dead(&self) -> bool {
-        self.inner.io.borrow().dead
+    pub fn live_paths(&self) -> usize {
+        self.inner.paths.iter().filter(|path| path.link.borrow().is_some()).count()
     }
 
-    async fn run_keep_alive(self) {
+    /// What was seen so far.
+    #[must_use]
+    pub fn counters(&self) -> TcpInitiatorCounters {
+        self.inner.counters.get()
+    }
+
+    fn count(&self, change: impl FnOnce(&mut TcpInitiatorCounters)) {
+        let mut counters = self.inner.counters.get();
+        change(&mut counters);
+        self.inner.counters.set(counters);
+    }
+
+    fn install(&self, index: usize, attached: Attached) -> Result<(), Errno> {
         let inner = &*self.inner;
-        if inner.config.keep_alive.is_zero() {
+        let Attached { admin, io, blocks, transfer_max } = attached;
+        let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        for (queue, number) in [(&admin, 0), (&io, 1)] {
+            inner.epoll.add(queue.socket.as_fd(), EpollEvent::new(interest, index as u64 * 2 + number))?;
+        }
+        inner.blocks.set(blocks);
+        inner.transfer_max.set(transfer_max);
+        let path = &inner.paths[index];
+        path.generation.set(path.generation.get() + 1);
+        path.shunned_until.set(Time::ZERO);
+        let held = (0..=inner.config.depth).map(|_| None).collect();
+        *path.link.borrow_mut() = Some(Link { admin, io, held });
+        self.count(|counters| counters.attached += 1);
+        inner.queued.set(true);
+        inner.changed.notify_all();
+        Ok(())
+    }
+
+    /// Gives a link up, if it is still the one with that generation; whoever waits for its answers is told.
+    fn lose(&self, index: usize, generation: u64) {
+        let path = &self.inner.paths[index];
+        if path.generation.get() != generation {
             return;
         }
+        let Some(mut link) = path.link.borrow_mut().take() else { return };
+        path.generation.set(generation + 1);
+        link.io.end();
+        link.admin.end();
+        self.inner.changed.notify_all();
+    }
+
+    /// Attaches to a controller again whenever it is lost. Attaching waits, so a thread does it.
+    async fn run_path(self, index: usize) {
+        let inner = &*self.inner;
         loop {
-            inner.handle.sleep(inner.config.keep_alive / 2).await;
-            let slot =
-                inner.admin.borrow_mut().submit(SubmissionEntry::keep_alive(), Way::FromHost, Default::default());
-            let Some(slot) = slot else { return };
-            inner.queued.set(true);
-            poll_fn(|cx| match inner.admin.borrow_mut().completion(slot, cx.waker()) {
-                Some(_) => Poll::Ready(()),
-                None => Poll::Pending,
-            })
-            .await;
-            if inner.admin.borrow().dead {
-                return;
+            let seen = inner.changed.generation();
+            if inner.paths[index].link.borrow().is_some() {
+                inner.changed.changed_since(seen).await;
+                continue;
+            }
+            let (config, address) = (inner.config.clone(), inner.paths[index].address);
+            let (mut tell, mut told) = ring(1);
+            std::thread::spawn(move || {
+                // Nobody listens any more when the volume is gone.
+                let _ = tell.try_send(attach(&config, address));
+            });
+            let attached = told.receive().await.and_then(Result::ok);
+            if attached.is_none_or(|attached| self.install(index, attached).is_err()) {
+                inner.handle.sleep(inner.config.retry_delay).await;
             }
         }
     }
 
-    /// Has a command done; the frames are held until the controller is done with them.
+    async fn run_keep_alive(self, index: usize) {
+        let inner = &*self.inner;
+        let (path, interval) = (&inner.paths[index], inner.config.keep_alive / 2);
+        while !interval.is_zero() {
+            inner.handle.sleep(interval).await;
+            let generation = path.generation.get();
+            let Some(slot) =
+                path.link.borrow_mut().as_mut().and_then(|link| {
+                    link.admin.submit(SubmissionEntry::keep_alive(), Way::FromHost, Default::default())
+                })
+            else {
+                continue;
+            };
+            inner.queued.set(true);
+            let answered = poll_fn(|cx| match &mut *path.link.borrow_mut() {
+                Some(link) if path.generation.get() == generation => match link.admin.completion(slot, cx.waker()) {
+                    Some(_) => Poll::Ready(()),
+                    None => Poll::Pending,
+                },
+                _ => Poll::Ready(()),
+            });
+            let deadline = inner.handle.now() + inner.config.path_timeout;
+            if inner.handle.timeout_at(deadline, answered).await.is_err() {
+                self.lose(index, generation);
+            }
+        }
+    }
+
+    /// The path to use now: the preferred one, or the next that is attached and may help.
+    fn choose(&self) -> Option<usize> {
+        let inner = &*self.inner;
+        let (count, now) = (inner.paths.len(), inner.handle.now());
+        let usable = |index: &usize| {
+            let path = &inner.paths[*index];
+            path.link.borrow().is_some() && path.shunned_until.get() <= now
+        };
+        (0..count).map(|step| (inner.preferred.get() + step) % count).find(usable)
+    }
+
+    async fn wait_for_path(&self, deadline: Time) -> Result<usize, VolumeError> {
+        let inner = &*self.inner;
+        loop {
+            let seen = inner.changed.generation();
+            if let Some(index) = self.choose() {
+                return Ok(index);
+            }
+            let now = inner.handle.now();
+            if now >= deadline {
+                return Err(VolumeError::TimedOut);
+            }
+            let shunned = inner.paths.iter().map(|path| path.shunned_until.get()).filter(|until| *until > now).min();
+            let until = shunned.map_or(deadline, |until| until.min(deadline));
+            let _ = inner.handle.timeout_at(until, inner.changed.changed_since(seen)).await;
+        }
+    }
+
+    /// Has a command done, on whichever path; the frames that its data is in.
     async fn execute(&self, entry: SubmissionEntry, way: Way, frames: Pinned) -> Result<Pinned, VolumeError> {
         let inner = &*self.inner;
         let deadline = inner.handle.now() + inner.config.command_timeout;
-        let timed_out = |_| VolumeError::TimedOut;
-        let permit = inner.handle.timeout_at(deadline, inner.slots.acquire(1)).await.map_err(timed_out)?;
-        let slot = {
-            let mut queue = inner.io.borrow_mut();
-            if queue.dead {
-                return Err(VolumeError::Status(Status::HOST_PATHING_ERROR));
+        let permit = inner.handle.timeout_at(deadline, inner.slots.acquire(1)).await;
+        let _permit = permit.map_err(|_| VolumeError::TimedOut)?;
+        loop {
+            let index = self.wait_for_path(deadline).await?;
+            match self.attempt(index, entry, way, &frames, deadline).await? {
+                Attempt::Answered(completion, frames) => {
+                    let status = completion.status();
+                    if status.is_success() {
+                        inner.preferred.set(index);
+                        return Ok(frames);
+                    }
+                    if !helps_elsewhere(status) {
+                        return Err(VolumeError::Status(status));
+                    }
+                    inner.paths[index].shunned_until.set(inner.handle.now() + inner.config.retry_delay);
+                }
+                Attempt::Lost => {}
             }
+            self.count(|counters| counters.retries += 1);
+        }
+    }
+
+    async fn attempt(
+        &self,
+        index: usize,
+        entry: SubmissionEntry,
+        way: Way,
+        frames: &Pinned,
+        deadline: Time,
+    ) -> Result<Attempt, VolumeError> {
+        let inner = &*self.inner;
+        let path = &inner.paths[index];
+        let generation = path.generation.get();
+        let slot = {
+            let mut link = path.link.borrow_mut();
+            let Some(link) = &mut *link else { return Ok(Attempt::Lost) };
             // Commands that were given up still have their slots: there may be none.
-            let slot = queue.submit(entry, way, frames.segments()).ok_or(VolumeError::TimedOut)?;
-            inner.held.borrow_mut()[usize::from(slot)] = Some(frames);
+            let slot = link.io.submit(entry, way, frames.segments()).ok_or(VolumeError::TimedOut)?;
+            link.held[usize::from(slot)] = Some(frames.again());
             slot
         };
         inner.queued.set(true);
-        let mut waiting = Waiting { inner, slot, ended: false };
-        let ended = poll_fn(|cx| match inner.io.borrow_mut().completion(slot, cx.waker()) {
-            Some(completion) => Poll::Ready(completion),
-            None => Poll::Pending,
+        let mut waiting = Waiting { path, generation, slot, ended: false };
+        let answered = poll_fn(|cx| match &mut *path.link.borrow_mut() {
+            Some(link) if path.generation.get() == generation => match link.io.completion(slot, cx.waker()) {
+                Some(completion) => Poll::Ready(Some((completion, link.held[usize::from(slot)].take()))),
+                None => Poll::Pending,
+            },
+            _ => Poll::Ready(None),
         });
-        let completion = inner.handle.timeout_at(deadline, ended).await.map_err(timed_out)?;
-        waiting.ended = true;
-        let frames = inner.held.borrow_mut()[usize::from(slot)].take().expect("they were held");
-        drop(permit);
-        if completion.status().is_success() { Ok(frames) } else { Err(VolumeError::Status(completion.status())) }
+        let until = deadline.min(inner.handle.now() + inner.config.path_timeout);
+        let answered = inner.handle.timeout_at(until, answered).await;
+        waiting.ended = answered.is_ok();
+        match answered {
+            Ok(Some((completion, Some(frames)))) => Ok(Attempt::Answered(completion, frames)),
+            Ok(_) => Ok(Attempt::Lost),
+            Err(_) => {
+                waiting.ended = true;
+                self.lose(index, generation);
+                Ok(Attempt::Lost)
+            }
+        }
     }
 
     fn check_length(&self, frames: usize) -> Result<(), VolumeError> {
-        let fits = frames as u64 <= self.inner.transfer_max;
+        let fits = frames as u64 <= self.inner.transfer_max.get();
         if fits { Ok(()) } else { Err(VolumeError::Status(Status::INVALID_FIELD)) }
+    }
+
+    async fn write(&self, at: Lba, frames: &Pinned, fua: bool) -> Result<(), VolumeError> {
+        self.check(at, frames.len())?;
+        self.check_length(frames.len())?;
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let command = SubmissionEntry::write(self.inner.config.namespace, at, BlockCount(frames.len() as u64), fua);
+        self.execute(command, Way::FromHost, frames.again()).await.map(|_| ())
     }
 }
 
-/// A command in flight. If it is given up, its frames and its slot wait for the controller.
+/// Another path, or the same one later, may do what this answer refused.
+fn helps_elsewhere(status: Status) -> bool {
+    let path = status.kind() == StatusType::Path && status.code() != Status::ANA_PERSISTENT_LOSS;
+    path || status.code() == Status::TRANSIENT_TRANSPORT
+}
+
+/// A command in flight. If nobody waits for it any more, its frames and its slot wait for the controller.
 struct Waiting<'a> {
-    inner: &'a Inner,
+    path: &'a Path,
+    generation: u64,
     slot: u16,
     ended: bool,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if !self.ended && !self.inner.io.borrow_mut().abandon(self.slot) {
-            self.inner.held.borrow_mut()[usize::from(self.slot)] = None;
+        if let Some(link) = &mut *self.path.link.borrow_mut()
+            && self.path.generation.get() == self.generation
+            && !self.ended
+            && !link.io.abandon(self.slot)
+        {
+            link.held[usize::from(self.slot)] = None;
         }
     }
 }
 
 impl Volume for TcpInitiator {
     fn blocks(&self) -> BlockCount {
-        self.inner.blocks
+        self.inner.blocks.get()
     }
 
     fn pool(&self) -> &FramePool {
@@ -286,37 +459,45 @@ impl Volume for TcpInitiator {
     }
 }
 
-impl TcpInitiator {
-    async fn write(&self, at: Lba, frames: &Pinned, fua: bool) -> Result<(), VolumeError> {
-        self.check(at, frames.len())?;
-        self.check_length(frames.len())?;
-        if frames.is_empty() {
-            return Ok(());
+impl TcpInitiatorSource {
+    /// Has a path's queues send and receive what they can; how much that was.
+    fn serve(&self, index: usize) -> usize {
+        let inner = &*self.0.inner;
+        let (path, memory) = (&inner.paths[index], inner.pool.memory());
+        let (work, dead) = {
+            let mut link = path.link.borrow_mut();
+            let Some(link) = &mut *link else { return 0 };
+            let work = link.io.poll(memory) + link.admin.poll(memory);
+            while let Some(slot) = link.io.take_abandoned() {
+                link.held[usize::from(slot)] = None;
+            }
+            (work, link.io.dead || link.admin.dead)
+        };
+        if dead {
+            self.0.lose(index, path.generation.get());
         }
-        let command = SubmissionEntry::write(self.inner.config.namespace, at, BlockCount(frames.len() as u64), fua);
-        self.execute(command, Way::FromHost, frames.again()).await.map(|_| ())
+        work
     }
 }
 
 impl Source for TcpInitiatorSource {
     fn poll(&mut self) -> usize {
         let inner = &*self.0.inner;
-        let memory = inner.pool.memory();
         let mut work = 0;
         if inner.queued.replace(false) {
-            work += inner.io.borrow_mut().poll(memory) + inner.admin.borrow_mut().poll(memory);
+            work += (0..inner.paths.len()).map(|index| self.serve(index)).sum::<usize>();
         }
-        let mut events = [EpollEvent::empty(); 2];
+        let mut events = [EpollEvent::empty(); 16];
         let found = inner.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
         for event in &events[..found] {
             let readable = event.events().intersects(!EpollFlags::EPOLLOUT);
             let writable = event.events().intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR);
-            let mut queue = if event.data() == IO { inner.io.borrow_mut() } else { inner.admin.borrow_mut() };
-            queue.notice(readable, writable);
-            work += queue.poll(memory);
-        }
-        while let Some(slot) = { inner.io.borrow_mut().take_abandoned() } {
-            inner.held.borrow_mut()[usize::from(slot)] = None;
+            let index = usize::try_from(event.data() / 2).expect("few paths");
+            if let Some(link) = &mut *inner.paths[index].link.borrow_mut() {
+                let queue = if event.data() % 2 == 1 { &mut link.io } else { &mut link.admin };
+                queue.notice(readable, writable);
+            }
+            work += self.serve(index);
         }
         work
     }
@@ -330,110 +511,19 @@ impl Source for TcpInitiatorSource {
     }
 }
 
-/// The steps of attaching, on the calling thread.
-struct Setup<'a> {
-    config: &'a TcpInitiatorConfig,
-    pool: &'a FramePool,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Setup<'_> {
-    fn open(&self, entries: u16) -> Result<Queue, AttachError> {
-        let TcpInitiatorConfig { address, header_digest, data_digest, connect_timeout, .. } = *self.config;
-        let style = Style { header_digest, data_digest };
-        Queue::open(address, style, entries, connect_timeout).map_err(|error| AttachError::Connect(error.kind()))
-    }
-
-    /// Has one command done and waits for it.
-    fn command(
-        &self,
-        queue: &mut Queue,
-        step: &'static str,
-        entry: SubmissionEntry,
-        way: Way,
-        frames: &Pinned,
-        len: u32,
-    ) -> Result<CompletionEntry, AttachError> {
-        let deadline = BootClock.now() + self.config.connect_timeout;
-        let mut segments = frames.segments();
-        if let Some(segment) = segments.first_mut() {
-            segment.len = len;
+    #[test]
+    fn what_another_path_may_do_is_tried_there_and_nothing_else() {
+        for status in
+            [Status::ANA_INACCESSIBLE, Status::ANA_TRANSITION, Status::HOST_PATHING_ERROR, Status::TRANSIENT_TRANSPORT]
+        {
+            assert!(helps_elsewhere(status), "{status}");
         }
-        let slot = queue.submit(entry, way, segments).ok_or(AttachError::TimedOut(step))?;
-        loop {
-            queue.notice(true, true);
-            queue.poll(self.pool.memory());
-            if let Some(completion) = queue.completion(slot, std::task::Waker::noop()) {
-                let status = completion.status();
-                return if status.is_success() { Ok(completion) } else { Err(AttachError::Status { step, status }) };
-            }
-            let left = left_ms(deadline).ok_or(AttachError::TimedOut(step))?;
-            let mut fds = [PollFd::new(queue.socket.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, left) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(AttachError::Os(errno)),
-            }
+        for status in [Status::ANA_PERSISTENT_LOSS, Status::LBA_OUT_OF_RANGE, Status::WRITE_FAULT] {
+            assert!(!helps_elsewhere(status), "{status}");
         }
     }
-
-    fn ask(
-        &self,
-        queue: &mut Queue,
-        step: &'static str,
-        entry: SubmissionEntry,
-    ) -> Result<CompletionEntry, AttachError> {
-        self.command(queue, step, entry, Way::FromHost, &self.pool.pin(std::iter::empty()), 0)
-    }
-
-    fn connect(
-        &self,
-        queue: &mut Queue,
-        entry: SubmissionEntry,
-        controller: ControllerId,
-    ) -> Result<CompletionEntry, AttachError> {
-        let TcpInitiatorConfig { host, subsystem_nqn, host_nqn, .. } = self.config;
-        let data = ConnectData::new(*host, controller, subsystem_nqn, host_nqn);
-        let frame = self.pool.try_take(1).ok_or(AttachError::Frames)?;
-        frame.write(0, &data.to_bytes());
-        let len = u32::try_from(ConnectData::BYTES).expect("1024");
-        self.command(queue, "Connect", entry, Way::FromHost, &frame, len)
-    }
-
-    /// Enables the controller and waits until it is ready (Base 3.5.1).
-    fn enable(&self, queue: &mut Queue) -> Result<(), AttachError> {
-        let enable = u64::from(Configuration::ENABLED.0);
-        self.ask(queue, "Property Set", SubmissionEntry::property_set(register::CC, PropertySize::Four, enable))?;
-        let deadline = BootClock.now() + self.config.connect_timeout;
-        loop {
-            let get = SubmissionEntry::property_get(register::CSTS, PropertySize::Four);
-            let status = ControllerStatus(self.ask(queue, "Property Get", get)?.result_low());
-            if status.ready() {
-                return Ok(());
-            }
-            if status.fatal() || left_ms(deadline).is_none() {
-                return Err(AttachError::TimedOut("to become ready"));
-            }
-        }
-    }
-
-    fn page(
-        &self,
-        queue: &mut Queue,
-        step: &'static str,
-        cns: u8,
-        namespace: NamespaceId,
-    ) -> Result<Box<[u8; IDENTIFY_BYTES]>, AttachError> {
-        let frame = self.pool.try_take(1).ok_or(AttachError::Frames)?;
-        let entry = SubmissionEntry::identify(cns, namespace, 0);
-        let len = u32::try_from(IDENTIFY_BYTES).expect("4096");
-        self.command(queue, step, entry, Way::ToHost, &frame, len)?;
-        let mut page = Box::new([0; IDENTIFY_BYTES]);
-        frame.read(0, &mut page[..]);
-        Ok(page)
-    }
-}
-
-/// Milliseconds to a deadline, rounded up; `None` once it has passed.
-fn left_ms(deadline: Time) -> Option<PollTimeout> {
-    let left = deadline.since(BootClock.now());
-    (!left.is_zero()).then(|| PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX))
 }

@@ -2,10 +2,13 @@
 //!
 //! - `parse`: PDUs from the controller, found and checked; a pure function;
 //! - `queue`: one connection, an NVMe queue: commands in flight, and their data from and to frames without a copy;
-//! - `initiator`: an admin queue and an I/O queue as a [`Volume`](crate::Volume).
+//! - `attach`: how a controller's admin queue and I/O queue come to be;
+//! - `initiator`: controllers of one subsystem as a [`Volume`](crate::Volume), over whichever of them serves it.
 
+mod attach;
 mod initiator;
 mod parse;
 mod queue;
 
-pub use initiator::{AttachError, TcpInitiator, TcpInitiatorConfig, TcpInitiatorSource};
+pub use attach::AttachError;
+pub use initiator::{TcpInitiator, TcpInitiatorConfig, TcpInitiatorCounters, TcpInitiatorSource};

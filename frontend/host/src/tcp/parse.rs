@@ -86,7 +86,7 @@ pub(super) fn parse(bytes: &[u8], params: Params) -> Result<Parsed, FatalError> 
             if payload == 0 || at.checked_add(payload).and_then(|end| end.checked_add(tail)) != Some(len) {
                 return Err(FatalError::InvalidField(CommonHeader::LEN_AT));
             }
-            // Success completes the command, so nothing may follow (3.3.2.2).
+            // Success completes the command, so nothing may follow (3.3.2.1).
             let (last, success) = (common.flags & flags::LAST != 0, common.flags & flags::SUCCESS != 0);
             if success && !last {
                 return Err(FatalError::InvalidField(CommonHeader::FLAGS_AT));

@@ -39,7 +39,7 @@ struct Slot {
     segments: Segments,
     /// Bytes of data in all.
     total: u32,
-    /// Bytes that have come.
+    /// Bytes that have come, or that the controller has asked for.
     got: u32,
     completion: Option<CompletionEntry>,
     waker: Option<Waker>,
@@ -85,7 +85,7 @@ const PDU_PIECES: usize = 18;
 const STEPS: usize = 512;
 
 impl Queue {
-    /// Connects, and agrees on how PDUs are (3.3.1). The only thing here that waits: `timeout` for each step.
+    /// Connects, and agrees on how PDUs are (3.1). The only thing here that waits: `timeout` for each step.
     ///
     /// # Errors
     /// The kernel's, or [`std::io::ErrorKind::InvalidData`] if the peer speaks something else.
@@ -107,6 +107,9 @@ impl Queue {
         let agreed = IcResp::from_bytes(&response);
         let fits = (kind, header_len, u32::from_le_bytes(len)) == (kind::IC_RESP, 128, 128)
             && agreed.version == 0
+            // A digest that was not asked for is not the controller's to want (3.3.1.1).
+            && (header_digest || !agreed.header_digest)
+            && (data_digest || !agreed.data_digest)
             && agreed.alignment <= dyad_nvme::tcp::ALIGNMENT_MAX
             && agreed.data_max >= DATA_MAX_MIN;
         if !fits {
@@ -210,7 +213,7 @@ impl Queue {
     }
 
     /// It is over: all commands end, as if their path had gone.
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.dead = true;
         self.out.clear();
         for slot in self.slots.iter_mut().filter(|slot| slot.used && slot.completion.is_none()) {
@@ -297,22 +300,35 @@ impl Queue {
                 self.slots[usize::from(slot)].complete(completion);
                 Ok(true)
             }
+            // In order and within the command's data (3.3.2.1).
             Content::Data { header, success } => {
                 let index = self.slot_of(header.command)?;
                 let slot = &self.slots[usize::from(index)];
-                if slot.way != Way::ToHost || header.offset != slot.got || header.len > slot.total - slot.got {
+                let end = header.offset.checked_add(header.len);
+                if slot.way != Way::ToHost || slot.got == slot.total {
+                    return Err(FatalError::Sequence);
+                }
+                if end.is_none_or(|end| end > slot.total) {
                     return Err(FatalError::OutOfRange);
+                }
+                if header.offset != slot.got {
+                    return Err(FatalError::Sequence);
                 }
                 self.intake = Intake::Payload { slot: index, left: header.len, crc: 0, success };
                 Ok(true)
             }
             Content::ReadyToTransfer(header) => {
                 let index = self.slot_of(header.command)?;
-                let slot = &self.slots[usize::from(index)];
+                let slot = &mut self.slots[usize::from(index)];
                 let fits = header.offset.checked_add(header.len).is_some_and(|end| end <= slot.total);
                 if slot.way != Way::FromHost || !fits || header.len == 0 {
                     return Err(FatalError::OutOfRange);
                 }
+                // Each byte is asked for once (3.3.2.2): what is queued to be sent is bounded by that.
+                if header.offset != slot.got {
+                    return Err(FatalError::Sequence);
+                }
+                slot.got += header.len;
                 let (mut at, end) = (header.offset, header.offset + header.len);
                 while at < end {
                     let len = (end - at).min(self.agreed.data_max);

@@ -53,7 +53,7 @@ impl Style {
         self.header(batch, kind::RESPONSE, 0, &response.to_bytes(), None);
     }
 
-    /// Data that completes its command says so itself if the host does not look at submission queue heads (3.3.2.2).
+    /// Data that completes its command says so itself if the host does not look at submission queue heads (3.3.2.1).
     fn data_flags(self, response: Option<CompletionEntry>) -> u8 {
         match response {
             None => 0,

@@ -27,6 +27,7 @@ pub(super) const CASE: Case = Case {
     what: "conformance over VFIO: plain, dual-ported, with protection information; who may have a device",
     modules: &["nvme", "vfio-pci", "vfio_iommu_type1"],
     programs: &["dyad"],
+    packages: &[],
     memory_mib: 1024,
     kernel_arguments: "intel_iommu=on",
     qemu_arguments,

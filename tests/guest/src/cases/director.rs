@@ -23,6 +23,7 @@ pub(super) const CASE: Case = Case {
     what: "a pair on VFIO devices serves a volume while controllers are reset",
     modules: &["vfio-pci", "vfio_iommu_type1"],
     programs: &[],
+    packages: &[],
     memory_mib: 1024,
     kernel_arguments: "intel_iommu=on",
     qemu_arguments,
@@ -58,8 +59,13 @@ fn inside() {
     let reservations: [Arc<Mutex<Reservation>>; 2] = Default::default();
     let upsets: [[Arc<Upset>; 2]; 2] = Default::default();
     for me in [DirectorId::A, DirectorId::B] {
-        let config =
-            ProcessConfig { array: array.clone(), me, timing: Timing::default().times(10), reactors: REACTORS };
+        let config = ProcessConfig {
+            array: array.clone(),
+            me,
+            timing: Timing::default().times(10),
+            reactors: REACTORS,
+            nvme_tcp: None,
+        };
         let (reservations, upsets) = (reservations.clone(), upsets[usize::from(me.index())].clone());
         thread::spawn(move || {
             let ended = run_director_on(&config, |name, reactor| {

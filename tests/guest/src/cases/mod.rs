@@ -1,6 +1,7 @@
 //! What is judged in guests: each case is one boot. Its upper half runs on the host, its lower half in the guest, where a
 //! panic is a failure.
 
+mod array;
 mod devices;
 mod director;
 mod fenced;
@@ -21,6 +22,8 @@ pub(crate) struct Case {
     pub(crate) modules: &'static [&'static str],
     /// Programs that were built beside this one, or of this machine; in the guest they are in `/bin`.
     pub(crate) programs: &'static [&'static str],
+    /// Debian packages that these are from, if this machine has them not.
+    pub(crate) packages: &'static [&'static str],
     pub(crate) memory_mib: u32,
     pub(crate) kernel_arguments: &'static str,
     /// Makes what QEMU needs in a directory, and says how QEMU is told.
@@ -32,8 +35,16 @@ pub(crate) struct Case {
 }
 
 /// The table.
-pub(crate) const CASES: &[Case] =
-    &[devices::CASE, iommu::NARROW, iommu::NO_REMAPPING, iommu::NONE, unplug::CASE, director::CASE, tcp::CASE];
+pub(crate) const CASES: &[Case] = &[
+    devices::CASE,
+    iommu::NARROW,
+    iommu::NO_REMAPPING,
+    iommu::NONE,
+    unplug::CASE,
+    director::CASE,
+    tcp::CASE,
+    array::CASE,
+];
 
 /// What cases start in processes of their own.
 const ROLES: &[(&str, fn())] = &[devices::UNPRIVILEGED];

@@ -25,6 +25,7 @@ pub(super) const CASE: Case = Case {
     what: "the kernel's NVMe/TCP initiator: discover, connect, verify, disconnect; with and without digests",
     modules: &["virtio_pci", "virtio_net", "qemu_fw_cfg", "crc32c_generic", "nvme-tcp"],
     programs: &["ip"],
+    packages: &[],
     memory_mib: 512,
     kernel_arguments: "",
     qemu_arguments,
@@ -34,7 +35,7 @@ pub(super) const CASE: Case = Case {
 
 const BLOCKS: BlockCount = BlockCount(16384);
 /// Where the guest's network has the host (QEMU, user networking).
-const HOST: &str = "10.0.2.2";
+pub(super) const HOST: &str = "10.0.2.2";
 /// How QEMU tells the guest where the target listens (QEMU, docs/specs/fw_cfg.rst).
 const PORT: &str = "/sys/firmware/qemu_fw_cfg/by_name/opt/dyad/port/raw";
 /// Ten times what it takes.
@@ -53,7 +54,7 @@ fn qemu_arguments(_directory: &Path) -> Result<Vec<String>, GuestError> {
 }
 
 /// Waits for something that the kernel does in its own time.
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(super) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = BootClock.now();
     loop {
         if let Some(found) = look() {
@@ -64,12 +65,12 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn run(program: &str, arguments: &str) {
+pub(super) fn run(program: &str, arguments: &str) {
     let status = Command::new(program).args(arguments.split_whitespace()).status();
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{program} {arguments}: {status:?}");
 }
 
-fn text(path: &Path) -> Option<String> {
+pub(super) fn text(path: &Path) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
@@ -156,10 +157,15 @@ fn verify(device: &str, salt: u64) {
     println!("{device}: {offset} bytes written and read back");
 }
 
-fn inside() {
+/// The network as QEMU expects it (QEMU, user networking).
+pub(super) fn network() {
     run("ip", "link set lo up");
     run("ip", "link set eth0 up");
     run("ip", "addr add 10.0.2.15/24 dev eth0");
+}
+
+fn inside() {
+    network();
     let port = wait_for("the port", || text(Path::new(PORT)));
 
     let discovery = Controller::connect(&port, DISCOVERY_NQN, "");

@@ -24,6 +24,7 @@ pub(super) const CASE: Case = Case {
     what: "devices are unplugged under load and asleep, plugged in again, and asked back",
     modules: &["vfio-pci", "vfio_iommu_type1"],
     programs: &[],
+    packages: &[],
     memory_mib: 512,
     kernel_arguments: "intel_iommu=on",
     qemu_arguments,
