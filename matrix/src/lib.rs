@@ -15,6 +15,7 @@ pub mod provider;
 pub mod shm;
 pub mod sim;
 pub mod socket;
+pub mod tcp;
 
 mod completion;
 mod descriptor;
@@ -22,6 +23,7 @@ mod pieces;
 mod regions;
 mod slots;
 mod vi_state;
+mod work_items;
 
 pub use memory::{Memory, MemoryId, Segment};
 pub use provider::Provider;

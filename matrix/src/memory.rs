@@ -216,9 +216,14 @@ impl Memory {
     /// # Errors
     /// [`RangeError::Outside`].
     pub fn crc32c(&self, offset: u64, len: u64) -> Result<u32, RangeError> {
+        self.crc32c_append(0, offset, len)
+    }
+
+    /// The CRC-32C of what `crc` is of, with `len` bytes at `offset` behind it.
+    pub(crate) fn crc32c_append(&self, mut crc: u32, offset: u64, len: u64) -> Result<u32, RangeError> {
         self.check(offset, len)?;
         let mut scratch = [0; SCRATCH];
-        let (mut crc, mut at) = (0, offset);
+        let mut at = offset;
         while at < offset + len {
             let step = usize::try_from(offset + len - at).map_or(SCRATCH, |left| left.min(SCRATCH));
             self.look(at, &mut scratch[..step])?;

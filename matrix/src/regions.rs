@@ -161,13 +161,26 @@ impl Regions {
         tag: ProtectionTag,
         enabled: RemoteAccess,
     ) -> Result<Piece, DescriptorError> {
+        let memory = self.remote_memory(address, len, how, tag, enabled)?.clone();
+        Ok(Piece { memory, offset: address.offset, len })
+    }
+
+    /// The memory that this lies in.
+    pub(crate) fn remote_memory(
+        &self,
+        address: RemoteAddress,
+        len: u64,
+        how: RemoteUse,
+        tag: ProtectionTag,
+        enabled: RemoteAccess,
+    ) -> Result<&Memory, DescriptorError> {
         let refused = DescriptorError::RemoteProtection;
         let region = self.get(address.region).ok_or(refused)?;
         let end = address.offset.checked_add(len).ok_or(refused)?;
         if region.tag != tag || !region.access.allows(how) || !enabled.allows(how) || end > region.memory.len() {
             return Err(refused);
         }
-        Ok(Piece { memory: region.memory.clone(), offset: address.offset, len })
+        Ok(&region.memory)
     }
 }
 

@@ -42,7 +42,6 @@ mod layout;
 mod loom_model;
 mod notice;
 mod provider;
-mod queue;
 mod ring;
 mod socket;
 mod state;

@@ -105,6 +105,12 @@ impl<'a> Gather<'a> {
         self.0.push_memory(memory, segment);
     }
 
+    /// There are [`PIECES_MAX`] pieces.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.0.list.is_full()
+    }
+
     /// Bytes in all.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -140,6 +146,12 @@ impl<'a> Scatter<'a> {
     pub fn memory(&mut self, memory: &'a Memory, segment: Segment) {
         assert!(memory.writable(), "received into memory that is read-only here");
         self.0.push_memory(memory, segment);
+    }
+
+    /// There are [`PIECES_MAX`] pieces.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.0.list.is_full()
     }
 
     /// Bytes in all.
@@ -186,6 +198,27 @@ impl Socket {
         setsockopt(&stream, sockopt::TcpKeepInterval, &5)?;
         setsockopt(&stream, sockopt::TcpKeepCount, &6)?;
         Ok(Self { stream })
+    }
+
+    /// From now on a peer that is silent for so long while something is expected of it is taken for gone. In whole seconds.
+    ///
+    /// # Errors
+    /// The kernel refused an option.
+    pub fn bound_silence(&self, bound: Duration) -> std::io::Result<()> {
+        let seconds = u32::try_from(bound.as_secs()).unwrap_or(u32::MAX).max(2);
+        // Nothing is on its way: asked after a second, and each further second.
+        setsockopt(&self.stream, sockopt::TcpKeepIdle, &1)?;
+        setsockopt(&self.stream, sockopt::TcpKeepInterval, &1)?;
+        setsockopt(&self.stream, sockopt::TcpKeepCount, &(seconds - 1).min(127))?;
+        // Something is (tcp(7), TCP_USER_TIMEOUT).
+        setsockopt(&self.stream, sockopt::TcpUserTimeout, &seconds.saturating_mul(1000))?;
+        Ok(())
+    }
+
+    /// What became of the connection since this was last asked, if something did.
+    pub fn error(&self) -> Option<Errno> {
+        let error = self.stream.take_error().ok().flatten()?;
+        Some(error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))
     }
 
     /// Sends as much as the kernel takes.

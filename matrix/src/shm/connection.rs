@@ -11,7 +11,6 @@ use std::os::fd::OwnedFd;
 
 use super::agent::Wire;
 use super::layout::Geometry;
-use super::queue::WorkItems;
 use super::ring::{Arrived, Consumer, Garbage, Header, Producer, Shared};
 use super::status::PeerStatus;
 use super::{socket, status};
@@ -21,6 +20,7 @@ use crate::provider::{
     DescriptorError, ProtectionTag, RegionHandle, Reliability, RemoteAccess, RemoteAddress, SendOperation,
 };
 use crate::regions::{LocalUse, Regions, RemoteUse};
+use crate::work_items::WorkItems;
 
 /// Bytes that one RDMA moves before the reactor has its turn again.
 pub(super) const RDMA_STEP: u64 = 256 << 10;

@@ -9,7 +9,6 @@ use super::ShmLimits;
 use super::agent::{AgentHandle, Command, ConnectionName};
 use super::attention::{Attention, PATIENCE};
 use super::connection::{Incoming, Link, Progress, ReceiveItem, SendItem, Step};
-use super::queue::WorkItems;
 use super::ring::Garbage;
 use super::socket;
 use super::status::OwnStatus;
@@ -22,6 +21,7 @@ use crate::provider::{
 use crate::regions::Regions;
 use crate::slots::Slots;
 use crate::vi_state::{ViEvent, ViState};
+use crate::work_items::WorkItems;
 
 /// Notices of the agent, and entries of one ring, that one turn takes.
 const TURN: usize = 64;

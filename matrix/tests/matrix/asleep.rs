@@ -10,19 +10,23 @@ use std::time::Duration;
 
 use dyad_matrix::memory::{HugePages, Memory};
 use dyad_matrix::provider::{
-    Completion, CqId, Descriptor, Discriminator, Event, NetAddress, ProtectionTag, Provider, Reliability, RemoteAccess,
+    Completion, CqId, Descriptor, Discriminator, Event, NetAddress, ProtectionTag, Reliability, RemoteAccess,
     SendOperation, ViAttributes, ViId,
 };
-use dyad_matrix::shm::{ShmLimits, ShmProvider};
+use dyad_matrix::shm::ShmProvider;
+use dyad_matrix::tcp::TcpProvider;
 use dyad_reactor::reactor::MAX_SPIN;
 use dyad_reactor::{BootClock, Clock, Limits, Options, Reactor};
 use nix::sys::resource::{UsageWho, getrusage};
+
+use crate::kind::Kind;
 
 const SERVICE: Discriminator = Discriminator(1);
 const MESSAGES: u64 = 10_000;
 const DEPTH: u16 = 4;
 
-/// The environment of an idle process: where the sockets are, and whether it connects (else it listens).
+/// The environment of an idle process: which provider, where the other is found, and whether it connects (else it listens).
+const KIND: &str = "DYAD_MATRIX_IDLE_KIND";
 const DIRECTORY: &str = "DYAD_MATRIX_IDLE_DIRECTORY";
 const CONNECTS: &str = "DYAD_MATRIX_IDLE_CONNECTS";
 /// How long they are watched doing nothing, and the most wake-ups in that time: one per 100 ms.
@@ -30,17 +34,17 @@ const NOTHING: Duration = Duration::from_secs(3);
 const WAKE_UPS: i64 = 30;
 
 #[derive(Clone)]
-struct Station {
-    provider: ShmProvider,
+struct Station<P> {
+    provider: P,
     sends: CqId,
     receives: CqId,
     vi: ViId,
     memory: Memory,
 }
 
-impl Station {
-    fn new(path: &Path) -> Self {
-        let provider = ShmProvider::new(path, 1, ShmLimits::default()).unwrap();
+impl<P: Kind> Station<P> {
+    fn new(directory: &Path, name: &str) -> Self {
+        let provider = P::start(directory, name);
         let memory = Memory::shared("dyad-test", 4096, HugePages::No).unwrap();
         let (tag, remote_access) = (ProtectionTag(1), RemoteAccess::default());
         provider.register(&memory, tag, remote_access).unwrap();
@@ -81,23 +85,30 @@ impl Station {
 }
 
 /// A reactor that never spins, with a station.
-fn reactor(path: &Path) -> (Reactor, Station) {
+fn reactor<P: Kind>(directory: &Path, name: &str) -> (Reactor, Station<P>) {
     let options = Options { limits: Limits { tasks: 1, timers: 1 }, max_spin: Duration::ZERO, core: None };
     let mut reactor = Reactor::new(options).unwrap();
-    let station = Station::new(path);
+    let station = Station::<P>::new(directory, name);
     reactor.add_source(station.provider.clone()).unwrap();
     (reactor, station)
 }
 
 #[test]
-fn sleepers_lose_no_message() {
+fn sleepers_lose_no_message_shm() {
+    sleepers_lose_no_message::<ShmProvider>();
+}
+
+#[test]
+fn sleepers_lose_no_message_tcp() {
+    sleepers_lose_no_message::<TcpProvider>();
+}
+
+fn sleepers_lose_no_message<P: Kind>() {
     let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| -> PathBuf { directory.path().join(name) };
-    let (server_path, client_path) = (path("server"), path("client"));
+    let (for_server, for_client) = (directory.path().to_owned(), directory.path().to_owned());
     let (tell, listening) = mpsc::channel();
-    let address = NetAddress { host: server_path.to_str().unwrap().to_owned(), discriminator: SERVICE };
     let server = std::thread::spawn(move || {
-        let (mut reactor, station) = reactor(&server_path);
+        let (mut reactor, station) = reactor::<P>(&for_server, "server");
         station.provider.listen(SERVICE).unwrap();
         tell.send((reactor.stopper(), reactor.counters())).unwrap();
         reactor.handle().spawn("echo", async move {
@@ -118,8 +129,9 @@ fn sleepers_lose_no_message() {
     let (server_stopper, server_counters) = listening.recv().unwrap();
     let (done_sender, done) = mpsc::channel();
     let client = std::thread::spawn(move || {
-        let (mut reactor, station) = reactor(&client_path);
+        let (mut reactor, station) = reactor::<P>(&for_client, "client");
         let (stopper, counters) = (reactor.stopper(), reactor.counters());
+        let address = NetAddress { host: P::address(&for_client, "server"), discriminator: SERVICE };
         station.provider.connect(station.vi, &address, b"", Duration::from_secs(60)).unwrap();
         reactor.handle().spawn("ask", async move {
             assert!(matches!(station.event().await, Event::Established { .. }));
@@ -157,14 +169,20 @@ fn used() -> (i64, Duration) {
 #[test]
 fn an_idle_process() {
     let Ok(directory) = std::env::var(DIRECTORY) else { return };
-    let path = move |name: &str| Path::new(&directory).join(name);
+    match std::env::var(KIND).as_deref() {
+        Ok(ShmProvider::NAME) => idle::<ShmProvider>(directory.into()),
+        _ => idle::<TcpProvider>(directory.into()),
+    }
+}
+
+fn idle<P: Kind>(directory: PathBuf) {
     let connects = std::env::var(CONNECTS).is_ok();
-    let address = NetAddress { host: path("server").to_str().unwrap().to_owned(), discriminator: SERVICE };
     let (connected, is_connected) = mpsc::channel();
     std::thread::spawn(move || {
         let options = Options { limits: Limits { tasks: 1, timers: 1 }, max_spin: MAX_SPIN, core: None };
         let mut reactor = Reactor::new(options).unwrap();
-        let station = Station::new(&path(if connects { "client" } else { "server" }));
+        let station = Station::<P>::new(&directory, if connects { "client" } else { "server" });
+        let address = NetAddress { host: P::address(&directory, "server"), discriminator: SERVICE };
         reactor.add_source(station.provider.clone()).unwrap();
         if !connects {
             station.provider.listen(SERVICE).unwrap();
@@ -207,10 +225,10 @@ fn an_idle_process() {
 struct Idle(Child, BufReader<std::process::ChildStdout>);
 
 impl Idle {
-    fn start(directory: &Path, connects: bool) -> Self {
+    fn start<P: Kind>(directory: &Path, connects: bool) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["asleep::an_idle_process", "--exact", "--nocapture", "--test-threads=1"]);
-        command.env(DIRECTORY, directory).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.env(KIND, P::NAME).env(DIRECTORY, directory).stdin(Stdio::piped()).stdout(Stdio::piped());
         if connects {
             command.env(CONNECTS, "yes");
         }
@@ -246,11 +264,20 @@ impl Drop for Idle {
 }
 
 #[test]
-fn two_idle_processes_sleep() {
+fn two_idle_processes_sleep_shm() {
+    two_idle_processes_sleep::<ShmProvider>();
+}
+
+#[test]
+fn two_idle_processes_sleep_tcp() {
+    two_idle_processes_sleep::<TcpProvider>();
+}
+
+fn two_idle_processes_sleep<P: Kind>() {
     let directory = tempfile::tempdir().unwrap();
-    let mut server = Idle::start(directory.path(), false);
+    let mut server = Idle::start::<P>(directory.path(), false);
     server.hear("listening");
-    let client = Idle::start(directory.path(), true);
+    let client = Idle::start::<P>(directory.path(), true);
     let mut both = [server, client];
     // The client first: if it fails, the server waits for it for ever.
     both.iter_mut().rev().for_each(|process| drop(process.hear("connected")));

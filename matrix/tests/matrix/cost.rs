@@ -17,11 +17,13 @@ use dyad_matrix::provider::{
     RemoteAccess, RemoteAddress, SendOperation, ViAttributes, ViId,
 };
 use dyad_matrix::shm::{ShmLimits, ShmProvider};
+use dyad_matrix::tcp::TcpProvider;
 use dyad_reactor::sync::Inbox;
 use dyad_reactor::{BootClock, Executor, Fifo, Limits, Source};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use crate::allocations;
+use crate::kind::Kind;
 
 const TAG: ProtectionTag = ProtectionTag(1);
 const BOTH: RemoteAccess = RemoteAccess { write: true, read: true };
@@ -38,17 +40,17 @@ fn forbid_system_calls() {
     seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
 }
 
-struct End {
-    provider: ShmProvider,
+struct End<P> {
+    provider: P,
     cq: CqId,
     vi: ViId,
     memory: Memory,
     region: RegionHandle,
 }
 
-impl End {
-    fn new(path: &std::path::Path) -> Self {
-        let provider = ShmProvider::new(path, 1, ShmLimits::default()).unwrap();
+impl<P: Kind> End<P> {
+    fn new(directory: &std::path::Path, name: &str) -> Self {
+        let provider = P::start(directory, name);
         let memory = Memory::shared("dyad-test", LEN, HugePages::No).unwrap();
         let region = provider.register(&memory, TAG, BOTH).unwrap();
         let cq = provider.create_cq(2 * u32::from(DEPTH)).unwrap();
@@ -87,11 +89,10 @@ impl End {
     }
 }
 
-fn pair(directory: &std::path::Path) -> [End; 2] {
-    let (server, client) = (directory.join("server"), directory.join("client"));
-    let (mut b, mut a) = (End::new(&server), End::new(&client));
+fn pair<P: Kind>(directory: &std::path::Path) -> [End<P>; 2] {
+    let (mut b, mut a) = (End::<P>::new(directory, "server"), End::<P>::new(directory, "client"));
     b.provider.listen(Discriminator(1)).unwrap();
-    let to = NetAddress { host: server.to_str().unwrap().to_owned(), discriminator: Discriminator(1) };
+    let to = NetAddress { host: P::address(directory, "server"), discriminator: Discriminator(1) };
     a.provider.connect(a.vi, &to, b"", Duration::from_secs(60)).unwrap();
     let mut established = 0;
     while established < 2 {
@@ -108,7 +109,7 @@ fn pair(directory: &std::path::Path) -> [End; 2] {
 }
 
 /// One of each, with buffers short, long, scattered, and more of them than the ring holds; bytes sent and bytes by RDMA.
-fn everything(a: &mut End, b: &mut End, round: u64) -> (u64, u64) {
+fn everything<P: Kind>(a: &mut End<P>, b: &mut End<P>, round: u64) -> (u64, u64) {
     let at = RemoteAddress { region: b.region, offset: 4096 };
     let lens: [u32; 6] = [8, 64, 200, 4096, 50_000, 130_000];
     for (n, &len) in (0..).zip(&lens) {
@@ -134,11 +135,11 @@ fn a_busy_connection_neither_allocates_nor_calls_the_kernel_and_copies_what_it_m
     let path = directory.path().to_owned();
     // It ends in `pause`, with the process: to end by itself would take system calls.
     let thread = std::thread::spawn(move || {
-        let [mut a, mut b] = pair(&path);
+        let [mut a, mut b] = pair::<ShmProvider>(&path);
         for round in 0..WARM_UP {
             everything(&mut a, &mut b, round);
         }
-        let copied = |end: &End| end.memory.copied_bytes() + end.provider.copied_bytes();
+        let copied = |end: &End<ShmProvider>| end.memory.copied_bytes() + end.provider.copied_bytes();
         let before = copied(&a) + copied(&b);
         let (sent, moved) = everything(&mut a, &mut b, 0);
         // What is sent goes into the ring and out of it; an RDMA moves once.
@@ -156,6 +157,37 @@ fn a_busy_connection_neither_allocates_nor_calls_the_kernel_and_copies_what_it_m
         std::thread::yield_now();
     }
     assert_eq!(allocated.load(Ordering::Acquire), 0);
+}
+
+/// Over TCP the kernel must be called: how often, and what is copied besides, is bounded.
+#[test]
+fn a_busy_tcp_connection_allocates_nothing_and_calls_the_kernel_a_few_times_per_turn() {
+    let directory = tempfile::tempdir().unwrap();
+    let [mut a, mut b] = pair::<TcpProvider>(directory.path());
+    for round in 0..WARM_UP {
+        everything(&mut a, &mut b, round);
+    }
+    let counted = |a: &End<TcpProvider>, b: &End<TcpProvider>| {
+        let both = [a.provider.counters(), b.provider.counters()];
+        both.map(|c| [c.waits, c.sends + c.receives, c.copied_bytes])
+            .into_iter()
+            .reduce(|a, b| [0, 1, 2].map(|i| a[i] + b[i]))
+    };
+    let (calls, before) = (counted(&a, &b).unwrap(), allocations::of_this_thread());
+    let rounds = COUNTED / 20;
+    let mut read = 0;
+    for round in 0..rounds {
+        everything(&mut a, &mut b, round);
+        read += 600_000;
+    }
+    assert_eq!(allocations::of_this_thread() - before, 0);
+    let [waits, moves, copied] = counted(&a, &b).unwrap();
+    let per_round = |count: u64| count / rounds;
+    println!("{} waits, {} sends and receives, per round", per_round(waits - calls[0]), per_round(moves - calls[1]));
+    // Eight operations of 0.8 MB in all. A read's answer goes out in pieces of 64 KiB, and comes in pieces as the kernel likes.
+    assert!(per_round(moves - calls[1]) < 160, "{} sends and receives", per_round(moves - calls[1]));
+    // Answers to reads, messages that are short, and what of others came along with a head.
+    assert!(copied - calls[2] < read + rounds * 80_000, "{} bytes", copied - calls[2]);
 }
 
 /// Two nodes that exchange requests, in one thread.

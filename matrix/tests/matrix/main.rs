@@ -7,15 +7,22 @@ mod allocations;
 mod asleep;
 mod cost;
 mod crossover;
+mod kind;
 mod processes;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use dyad_matrix::conformance::{Bed, Case, cases};
 use dyad_matrix::shm::{ShmLimits, ShmProvider};
 use dyad_matrix::sim::{CLAN, Fabric, FabricConfig, Profile, SERVERNET2, SimProvider};
+use dyad_matrix::tcp::{Security, TcpLimits, TcpProvider};
 use dyad_reactor::{BootClock, Clock, Source, Time, VirtualTime};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 
 /// The simulator, with one seed.
 struct SimBed {
@@ -95,6 +102,55 @@ impl Bed for ShmBed {
     }
 }
 
+/// Several providers in this process and thread, on ports of their own.
+struct TcpBed {
+    nodes: Vec<TcpProvider>,
+    /// A name's address is its own from the first time that somebody asks for it: until its node starts, a socket that
+    /// nobody listens on has the port.
+    addresses: RefCell<BTreeMap<String, (SocketAddr, Option<OwnedFd>)>>,
+    last_work: Time,
+}
+
+impl TcpBed {
+    fn new() -> Self {
+        Self { nodes: Vec::new(), addresses: RefCell::default(), last_work: BootClock.now() }
+    }
+}
+
+impl Bed for TcpBed {
+    type Provider = TcpProvider;
+
+    fn node(&mut self, name: &str) -> TcpProvider {
+        let address = self.host(name).parse().expect("it is one");
+        self.addresses.borrow_mut().entry(name.to_owned()).and_modify(|(_, reserved)| *reserved = None);
+        let node = TcpProvider::new(address, 1, &Security::Loopback, TcpLimits::default()).expect("a provider");
+        self.nodes.push(node.clone());
+        node
+    }
+
+    fn host(&self, name: &str) -> String {
+        let mut addresses = self.addresses.borrow_mut();
+        let (address, _) = addresses.entry(name.to_owned()).or_insert_with(|| {
+            let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+            bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("a port");
+            let bound: SockaddrIn = getsockname(socket.as_raw_fd()).expect("it is bound");
+            (SocketAddr::from((bound.ip(), bound.port())), Some(socket))
+        });
+        address.to_string()
+    }
+
+    fn step(&mut self) -> bool {
+        let work: usize = self.nodes.iter_mut().map(Source::poll).sum();
+        let now = BootClock.now();
+        if work > 0 {
+            self.last_work = now;
+        } else {
+            std::thread::yield_now();
+        }
+        now.since(self.last_work) < Duration::from_secs(20)
+    }
+}
+
 fn run<B: Bed>(new: impl Fn() -> B) {
     let all: Vec<Case<B>> = cases();
     for (name, case) in all {
@@ -115,4 +171,9 @@ fn sim_conforms() {
 #[test]
 fn shm_conforms() {
     run(ShmBed::new);
+}
+
+#[test]
+fn tcp_conforms() {
+    run(TcpBed::new);
 }

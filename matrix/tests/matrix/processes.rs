@@ -1,4 +1,4 @@
-//! Two processes on shared memory, of which one is killed or stopped at a random instruction, 200 times.
+//! Two processes on shared memory or TCP, of which one is killed or stopped at a random instruction, 200 times each.
 //!
 //! The writer fills a region of the keeper with the number of its turn, by RDMA, says so in a message, and waits for the
 //! answer. Meanwhile the keeper writes to and reads from the writer's memory. Whoever survives must see a broken connection
@@ -13,14 +13,17 @@ use std::time::Duration;
 use dyad_matrix::memory::{HugePages, Memory, copy};
 use dyad_matrix::provider::{
     BrokenReason, Completion, CqId, Descriptor, DescriptorError, Discriminator, Event, NetAddress, PostError,
-    ProtectionTag, Provider, RegionHandle, Reliability, RemoteAccess, RemoteAddress, Revocable, SendOperation,
-    ViAttributes, ViId, WorkQueue,
+    ProtectionTag, RegionHandle, Reliability, RemoteAccess, RemoteAddress, Revocable, SendOperation, ViAttributes,
+    ViId, WorkQueue,
 };
-use dyad_matrix::shm::{ShmLimits, ShmProvider};
-use dyad_reactor::{BootClock, Clock, Rng, SeededRng, Source};
+use dyad_matrix::shm::ShmProvider;
+use dyad_matrix::tcp::TcpProvider;
+use dyad_reactor::{BootClock, Clock, Rng, SeededRng};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::kind::Kind;
 
 const TAG: ProtectionTag = ProtectionTag(1);
 const BOTH: RemoteAccess = RemoteAccess { write: true, read: true };
@@ -34,12 +37,13 @@ const STRIDE: u64 = 1024;
 /// Ten times what an idle machine needs, and more.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The environment of the other process: where the sockets are, and whether it connects (else it listens).
+/// The environment of the other process: which provider, where it finds the keeper, and whether it connects (else it listens).
+const KIND: &str = "DYAD_MATRIX_TEST_KIND";
 const DIRECTORY: &str = "DYAD_MATRIX_TEST_DIRECTORY";
 const CONNECTS: &str = "DYAD_MATRIX_TEST_CONNECTS";
 
-struct Station {
-    provider: ShmProvider,
+struct Station<P> {
+    provider: P,
     cq: CqId,
     vi: ViId,
     /// Message buffers: one to send from, one to receive into.
@@ -51,9 +55,9 @@ struct Station {
     local: Memory,
 }
 
-impl Station {
-    fn new(path: &Path) -> Self {
-        let provider = ShmProvider::new(path, u64::from(std::process::id()), ShmLimits::default()).unwrap();
+impl<P: Kind> Station<P> {
+    fn new(directory: &Path, name: &str) -> Self {
+        let provider = P::start(directory, name);
         let memory = |bytes| Memory::shared("dyad-test", bytes, HugePages::No).unwrap();
         let (messages, open, local) = (memory(4096), memory(LEN), memory(LEN));
         let region = provider.register(&open, TAG, BOTH).unwrap();
@@ -120,8 +124,8 @@ impl Station {
     }
 
     /// Asks for a connection; who is refused because the other is not there yet asks again.
-    fn connect(&self, to: &Path) {
-        let to = NetAddress { host: to.to_str().unwrap().to_owned(), discriminator: SERVICE };
+    fn connect(&self, directory: &Path, to: &str) {
+        let to = NetAddress { host: P::address(directory, to), discriminator: SERVICE };
         self.provider.connect(self.vi, &to, &self.region.to_key().to_le_bytes(), Duration::from_secs(10)).unwrap();
     }
 }
@@ -157,11 +161,17 @@ fn numbers(memory: &Memory) -> (u64, u64) {
 #[test]
 fn the_other_process() {
     let Ok(directory) = std::env::var(DIRECTORY) else { return };
-    let directory = PathBuf::from(directory);
-    let mut station = Station::new(&directory.join("writer"));
+    match std::env::var(KIND).as_deref() {
+        Ok(ShmProvider::NAME) => write::<ShmProvider>(Path::new(&directory)),
+        _ => write::<TcpProvider>(Path::new(&directory)),
+    }
+}
+
+fn write<P: Kind>(directory: &Path) {
+    let mut station = Station::<P>::new(directory, "writer");
     let mut key = None;
     if std::env::var(CONNECTS).is_ok() {
-        station.connect(&directory.join("keeper"));
+        station.connect(directory, "keeper");
     } else {
         station.provider.listen(SERVICE).unwrap();
     }
@@ -178,7 +188,7 @@ fn the_other_process() {
         }
         Event::Refused { .. } => {
             std::thread::yield_now();
-            station.connect(&directory.join("keeper"));
+            station.connect(directory, "keeper");
             None
         }
         // The keeper gave up; the round was over before it began.
@@ -220,11 +230,11 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(connects: bool) -> Self {
+    fn start<P: Kind>(connects: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["processes::the_other_process", "--exact", "--nocapture", "--test-threads=1"]);
-        command.env(DIRECTORY, directory.path()).stdout(Stdio::piped());
+        command.env(KIND, P::NAME).env(DIRECTORY, directory.path()).stdout(Stdio::piped());
         if connects {
             command.env(CONNECTS, "yes");
         }
@@ -253,9 +263,9 @@ impl Drop for Writer {
 }
 
 /// The keeper's side of one round.
-struct Keeper {
-    station: Station,
-    writer: PathBuf,
+struct Keeper<P> {
+    station: Station<P>,
+    directory: PathBuf,
     /// The writer's region, while connected.
     region: Option<RegionHandle>,
     /// Turns of the writer that arrived.
@@ -265,15 +275,15 @@ struct Keeper {
     broken: Option<BrokenReason>,
 }
 
-impl Keeper {
+impl<P: Kind> Keeper<P> {
     fn new(writer: &Writer, connects: bool) -> Self {
-        let station = Station::new(&writer.directory.path().join("keeper"));
+        let directory = writer.directory.path().to_owned();
+        let station = Station::<P>::new(&directory, "keeper");
         station.provider.listen(SERVICE).unwrap();
-        let path = writer.directory.path().join("writer");
         if !connects {
-            station.connect(&path);
+            station.connect(&directory, "writer");
         }
-        Self { station, writer: path, region: None, turns: 0, busy: false, broken: None }
+        Self { station, directory, region: None, turns: 0, busy: false, broken: None }
     }
 
     /// Does what there is to do, and checks every byte.
@@ -294,7 +304,7 @@ impl Keeper {
                 assert!(vi == self.station.vi && self.broken.is_none());
                 self.broken = Some(why);
             }
-            Some(Event::Refused { .. }) => self.station.connect(&self.writer),
+            Some(Event::Refused { .. }) => self.station.connect(&self.directory, "writer"),
             None => {}
         }
         while let Some(done) = self.station.completion() {
@@ -330,10 +340,10 @@ impl Keeper {
 }
 
 /// Runs a round up to a random moment.
-fn run_to_a_random_moment(round: u64) -> (Writer, Keeper) {
+fn run_to_a_random_moment<P: Kind>(round: u64) -> (Writer, Keeper<P>) {
     let connects = round.is_multiple_of(2);
-    let writer = Writer::start(connects);
-    let mut keeper = Keeper::new(&writer, connects);
+    let writer = Writer::start::<P>(connects);
+    let mut keeper = Keeper::<P>::new(&writer, connects);
     let mut rng = SeededRng::new(round);
     // In one round of eight it is while they connect.
     let turns = if rng.one_in(8) { 0 } else { 1 + rng.below(60) };
@@ -358,16 +368,15 @@ fn run_to_a_random_moment(round: u64) -> (Writer, Keeper) {
 
 const ROUNDS: u64 = 100;
 
-#[test]
-fn a_writer_is_killed_and_the_keeper_lives_on() {
+fn a_writer_is_killed<P: Kind>() {
     for round in 0..ROUNDS {
-        let (writer, mut keeper) = run_to_a_random_moment(round);
+        let (writer, mut keeper) = run_to_a_random_moment::<P>(round);
         kill(writer.pid(), Signal::SIGKILL).unwrap();
         // The rest of its messages may still come; nothing else.
         let connected = keeper.region.is_some();
         if connected {
             keeper.run_until("the end of the connection", |keeper| keeper.broken.is_some());
-            assert_eq!(keeper.broken, Some(BrokenReason::PeerGone), "round {round}");
+            assert_eq!(keeper.broken, Some(P::DEATH), "round {round}");
             let (least, most) = numbers(&keeper.station.open);
             let turns = keeper.turns;
             assert!((turns..=turns + 1).contains(&least) && most <= turns + 1, "round {round}: {least} {most} {turns}");
@@ -376,11 +385,10 @@ fn a_writer_is_killed_and_the_keeper_lives_on() {
     }
 }
 
-#[test]
-fn a_writer_is_stopped_and_what_it_does_afterwards_is_no_success() {
+fn a_writer_is_stopped<P: Kind>() {
     let mut torn = 0;
     for round in 0..ROUNDS {
-        let (mut writer, mut keeper) = run_to_a_random_moment(1000 + round);
+        let (mut writer, mut keeper) = run_to_a_random_moment::<P>(1000 + round);
         if keeper.turns == 0 {
             continue;
         }
@@ -392,7 +400,8 @@ fn a_writer_is_stopped_and_what_it_does_afterwards_is_no_success() {
         keeper.station.provider.revoke(what).unwrap();
         let (least, most) = numbers(&keeper.station.open);
         torn += u64::from(least != most);
-        assert!(keeper.station.provider.is_reachable(&keeper.station.open), "a stopped writer still has the pages");
+        let reachable = keeper.station.provider.is_reachable(&keeper.station.open);
+        assert_eq!(reachable, P::WRITES_LATE, "a stopped writer that has the pages still has them");
         if round % 4 == 0 {
             kill(writer.pid(), Signal::SIGKILL).unwrap();
             keeper.run_until("letting go", |keeper| !keeper.station.provider.is_reachable(&keeper.station.open));
@@ -401,6 +410,7 @@ fn a_writer_is_stopped_and_what_it_does_afterwards_is_no_success() {
         kill(writer.pid(), Signal::SIGCONT).unwrap();
         keeper.run_until("letting go", |keeper| !keeper.station.provider.is_reachable(&keeper.station.open));
         let after = numbers(&keeper.station.open);
+        assert!(P::WRITES_LATE || after == (least, most), "round {round}: a byte landed in what was revoked");
         // It may be waiting for an answer still.
         keeper.run_until("the writer's end", |_| writer.process.try_wait().unwrap().is_some());
         let success = writer.last_success();
@@ -408,4 +418,24 @@ fn a_writer_is_stopped_and_what_it_does_afterwards_is_no_success() {
         assert_eq!(numbers(&keeper.station.open), after, "who let go cannot write any more");
     }
     assert!(torn > 0, "never stopped in the middle of a write: this tested nothing");
+}
+
+#[test]
+fn a_writer_is_killed_and_the_keeper_lives_on_shm() {
+    a_writer_is_killed::<ShmProvider>();
+}
+
+#[test]
+fn a_writer_is_killed_and_the_keeper_lives_on_tcp() {
+    a_writer_is_killed::<TcpProvider>();
+}
+
+#[test]
+fn a_writer_is_stopped_and_what_it_does_afterwards_is_no_success_shm() {
+    a_writer_is_stopped::<ShmProvider>();
+}
+
+#[test]
+fn a_writer_is_stopped_and_what_it_does_afterwards_is_no_success_tcp() {
+    a_writer_is_stopped::<TcpProvider>();
 }

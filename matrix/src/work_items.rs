@@ -6,14 +6,14 @@ use crate::memory::{MemoryId, Segment};
 use crate::provider::SEGMENTS_MAX;
 
 #[derive(Debug)]
-pub(super) struct WorkItems<T> {
+pub(crate) struct WorkItems<T> {
     items: VecDeque<(T, Span)>,
     segments: Box<[Segment]>,
     depth: usize,
     /// Descriptors so far, modulo depth: where the next one's segments go.
     next: usize,
     /// Descriptors whose completion was not polled yet. They fill the queue too, so that completion queues cannot overflow.
-    pub(super) used: usize,
+    pub(crate) used: usize,
 }
 
 /// Where the segments of a descriptor are kept.
@@ -24,7 +24,7 @@ struct Span {
 }
 
 impl<T> WorkItems<T> {
-    pub(super) fn new(depth: u16) -> Self {
+    pub(crate) fn new(depth: u16) -> Self {
         let depth = usize::from(depth);
         let nothing = Segment { memory: MemoryId(0), offset: 0, len: 0 };
         Self {
@@ -36,12 +36,12 @@ impl<T> WorkItems<T> {
         }
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.used == self.depth
     }
 
     /// Puts a descriptor in.
-    pub(super) fn push(&mut self, item: T, segments: &[Segment]) {
+    pub(crate) fn push(&mut self, item: T, segments: &[Segment]) {
         assert!(!self.is_full() && segments.len() <= SEGMENTS_MAX, "asked before");
         let start = self.next * SEGMENTS_MAX;
         // copy: the list of segments, not what is in them
@@ -52,17 +52,28 @@ impl<T> WorkItems<T> {
     }
 
     /// The descriptor at `index` from the front, and its segments.
-    pub(super) fn get_mut(&mut self, index: usize) -> Option<(&mut T, &[Segment])> {
+    pub(crate) fn get(&self, index: usize) -> Option<(&T, &[Segment])> {
+        let (item, span) = self.items.get(index)?;
+        Some((item, &self.segments[span.start..span.start + span.len]))
+    }
+
+    /// As [`Self::get`], to be changed.
+    pub(crate) fn get_mut(&mut self, index: usize) -> Option<(&mut T, &[Segment])> {
         let (item, span) = self.items.get_mut(index)?;
         Some((item, &self.segments[span.start..span.start + span.len]))
     }
 
-    pub(super) fn front(&self) -> Option<&T> {
+    /// Descriptors that were not taken out.
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    pub(crate) fn front(&self) -> Option<&T> {
         self.items.front().map(|(item, _)| item)
     }
 
     /// Takes the first descriptor out; it stays counted until [`Self::used`] is lowered.
-    pub(super) fn pop(&mut self) -> Option<T> {
+    pub(crate) fn pop(&mut self) -> Option<T> {
         self.items.pop_front().map(|(item, _)| item)
     }
 }
