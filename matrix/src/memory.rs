@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nix::fcntl::SealFlag;
 
+pub(crate) use bytes::copy as copy_bytes;
 pub use mapping::{HugePages, MapError};
 use mapping::{Mapping, Placement};
 

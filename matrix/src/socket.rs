@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::memory::{Memory, Segment};
+use crate::memory::{Memory, Segment, copy_bytes};
 
 mod batch;
 mod window;
@@ -121,6 +121,34 @@ impl<'a> Gather<'a> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.len == 0
+    }
+}
+
+impl Gather<'_> {
+    /// Copies as many of the bytes as fit; how many.
+    pub(crate) fn copy_to(&self, to: &mut [u8]) -> usize {
+        let mut at = 0;
+        for piece in &self.0.list {
+            let len = piece.iov_len.min(to.len() - at);
+            // SAFETY: the piece is borrowed by `self` (module documentation), and `to` has room for as many bytes.
+            unsafe { copy_bytes(piece.iov_base.cast(), to[at..].as_mut_ptr(), len) };
+            at += len;
+        }
+        at
+    }
+}
+
+impl Scatter<'_> {
+    /// Copies bytes to the places, which are enough for them.
+    pub(crate) fn fill(&mut self, from: &[u8]) {
+        let mut left = from;
+        for piece in &self.0.list {
+            let (now, later) = left.split_at(piece.iov_len.min(left.len()));
+            // SAFETY: the piece is borrowed exclusively by `self`, or is shared memory (module documentation).
+            unsafe { copy_bytes(now.as_ptr(), piece.iov_base.cast(), now.len()) };
+            left = later;
+        }
+        assert!(left.is_empty(), "more bytes than places");
     }
 }
 

@@ -25,8 +25,9 @@
 //! [`is_reachable`](crate::Provider::is_reachable) says so. An acknowledgement is only sent for what has landed whole.
 //!
 //! **Trust.** Whatever a peer sends is checked before it means anything; a peer that sends what it may not ends its own connection
-//! and nothing else, and is counted ([`TcpCounters`]). Without keys a peer has no name: so a provider without them
-//! speaks to this host only, unless its operator says that the [network is trusted](Security::TrustedNetwork).
+//! and nothing else, and is counted ([`TcpCounters`]). Beyond this host peers show that they have the array's [`Key`], and all
+//! bytes are encrypted; a provider without a key speaks to this host only, unless its operator says that the
+//! [network is trusted](Security::TrustedNetwork).
 //!
 //! **Silence.** A machine that is gone, or a cut link, breaks a connection after [`TcpLimits::silence`] at the latest; so does a
 //! process that takes nothing for so long while something is on its way to it. An end that closes without a word breaks it
@@ -35,7 +36,7 @@
 //! makes a new one.
 //!
 //! **Cost.** A turn makes one `epoll_wait`; a connection on which something happens, one `sendmsg` for all frames of a turn, and a
-//! `readv` or two. After warm-up nothing is allocated.
+//! `readv` or two. After warm-up nothing is allocated. With a key every byte is copied once more at each end, and TLS allocates.
 
 mod connection;
 mod flow;
@@ -43,10 +44,12 @@ mod frame;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod incoming;
+mod key;
 mod provider;
 mod state;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -59,6 +62,7 @@ use dyad_reactor::Source;
 use nix::errno::Errno;
 
 use crate::provider::Capabilities;
+pub use key::{Key, KeyError, SECRET_BYTES_MIN};
 use state::State;
 
 /// What this provider can do.
@@ -93,10 +97,12 @@ impl Default for TcpLimits {
 }
 
 /// With whom a provider speaks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Security {
     /// With processes of this host, over its loopback interface; nothing is encrypted there.
     Loopback,
+    /// With whoever has the key; all is encrypted (TLS 1.3).
+    Key(Key),
     /// With anybody, and nothing is encrypted: the operator says that nobody else reaches this network.
     TrustedNetwork,
 }
@@ -108,6 +114,8 @@ pub struct TcpCounters {
     pub other_versions: u64,
     /// Connections that began with something else than a request, or whose request was answered with nonsense.
     pub strangers: u64,
+    /// Connections whose other end does not have our key, does not speak TLS, or has it and found that we do not.
+    pub wrong_keys: u64,
     /// Established connections that ended because the peer sent what it may not, or bytes with a wrong CRC.
     pub garbage: u64,
     /// Calls of `epoll_wait`.
@@ -157,7 +165,7 @@ impl TcpProvider {
     /// # Errors
     /// [`TcpError`].
     pub fn new(listen: SocketAddr, incarnation: u64, security: &Security, limits: TcpLimits) -> Result<Self, TcpError> {
-        if *security == Security::Loopback && !listen.ip().is_loopback() {
+        if matches!(security, Security::Loopback) && !listen.ip().is_loopback() {
             return Err(TcpError::NeedsKey(listen));
         }
         if !(Duration::from_secs(2)..=Duration::from_secs(3600)).contains(&limits.silence) {

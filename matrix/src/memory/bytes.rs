@@ -45,7 +45,7 @@ pub(super) unsafe fn prefetch_write(to: *const u8) {
 /// # Safety
 /// `from` is mapped for reading and `to` for writing, `len` bytes each. Whoever accesses them at the same time does so atomically.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller's promise. The direction flag is clear (System V ABI).
     unsafe {
         std::arch::asm!(
@@ -81,7 +81,7 @@ pub(super) unsafe fn zero(to: *mut u8, len: usize) {
 /// # Safety
 /// `from` is mapped for reading and `to` for writing, `len` bytes each. Whoever accesses them at the same time does so atomically.
 #[cfg(any(not(target_arch = "x86_64"), miri))]
-pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     let mut at = 0;
     while at < len {
         // SAFETY: `at < len`, and the caller's promise.

@@ -32,6 +32,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 
 use super::frame::{NotUnderstood, PACKET_BYTES, Packet, PacketBytes};
+use super::wire::Wire;
 use crate::provider::ViId;
 use crate::socket::{Gather, Moved, Scatter, Socket};
 
@@ -48,7 +49,7 @@ pub(super) enum Stage {
 }
 
 pub(super) struct Connection {
-    pub(super) socket: Socket,
+    pub(super) wire: Wire,
     pub(super) stage: Stage,
     pub(super) deadline: Option<Time>,
     /// There may be something to read, and room to write: until the kernel says that there is not.
@@ -74,24 +75,30 @@ pub(super) enum Heard {
 
 impl Connection {
     /// Takes over a socket.
-    pub(super) fn new(stream: TcpStream, stage: Stage, silence: Duration) -> std::io::Result<Self> {
+    pub(super) fn new(
+        stream: TcpStream,
+        session: Option<rustls::Connection>,
+        stage: Stage,
+        silence: Duration,
+    ) -> std::io::Result<Self> {
         let socket = Socket::new(stream)?;
         socket.bound_silence(silence)?;
+        let wire = Wire::new(socket, session);
         let (packet, have) = ([0; PACKET_BYTES], 0);
         let [readable, writable, ending, queued] = [false; 4];
-        Ok(Self { socket, stage, deadline: None, readable, writable, ending, queued, packet, have })
+        Ok(Self { wire, stage, deadline: None, readable, writable, ending, queued, packet, have })
     }
 
     /// Says a packet. There is room for a few in every fresh socket; false if the connection is gone.
-    pub(super) fn say(&self, packet: &PacketBytes) -> bool {
+    pub(super) fn say(&mut self, packet: &PacketBytes) -> bool {
         self.say_bytes(packet)
     }
 
     /// Says all of these bytes, or the connection is of no use.
-    pub(super) fn say_bytes(&self, bytes: &[u8]) -> bool {
+    pub(super) fn say_bytes(&mut self, bytes: &[u8]) -> bool {
         let mut gather = Gather::new();
         gather.bytes(bytes);
-        self.socket.send(&gather) == Moved::Bytes(bytes.len())
+        self.wire.send(&gather) == Moved::Bytes(bytes.len())
     }
 
     /// Reads one packet and not a byte more.
@@ -99,7 +106,7 @@ impl Connection {
         while self.readable {
             let mut scatter = Scatter::new();
             scatter.bytes(&mut self.packet[self.have..]);
-            match self.socket.receive(&mut scatter) {
+            match self.wire.receive(&mut scatter) {
                 Moved::Bytes(bytes) => self.have += bytes,
                 Moved::Blocked => self.readable = false,
                 Moved::Gone => return Heard::HungUp,
@@ -121,7 +128,7 @@ impl Connection {
         for _ in 0..16 {
             let mut scatter = Scatter::new();
             scatter.bytes(&mut bytes);
-            match self.socket.receive(&mut scatter) {
+            match self.wire.receive(&mut scatter) {
                 Moved::Bytes(_) => {}
                 Moved::Blocked => {
                     self.readable = false;

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 
 use super::frame::{End, HEAD_BYTES, Head, HeadBytes, Kind, PAYLOAD_MAX, READS_MAX};
 use super::incoming::Receiving;
+use super::wire::Wire;
 use crate::completion::CompletionQueue;
 use crate::memory::{Memory, Segment};
 use crate::provider::{
@@ -19,7 +20,7 @@ use crate::provider::{
 };
 use crate::regions::{LocalUse, Regions, RemoteUse};
 use crate::slots::Slots;
-use crate::socket::{Gather, Moved, Socket};
+use crate::socket::{Gather, Moved};
 use crate::work_items::WorkItems;
 
 /// Frames that are handed to the kernel at once.
@@ -359,7 +360,7 @@ impl Flow {
     }
 
     /// Hands frames to the kernel.
-    pub(super) fn transmit(&mut self, socket: &Socket, around: &Around<'_>) -> Result<Moved, Stop> {
+    pub(super) fn transmit(&mut self, wire: &mut Wire, around: &mut Around<'_>) -> Result<Moved, Stop> {
         let mut gather = Gather::new();
         let mut skip = self.taken;
         for frame in &self.frames {
@@ -402,8 +403,11 @@ impl Flow {
                 break;
             }
         }
-        let moved = socket.send(&gather);
+        let moved = wire.send(&gather);
         if let Moved::Bytes(bytes) = moved {
+            if wire.is_secure() {
+                *around.copied += bytes as u64;
+            }
             self.taken += bytes;
             while let Some(frame) = self.frames.front().filter(|frame| frame.bytes() <= self.taken) {
                 self.taken -= frame.bytes();

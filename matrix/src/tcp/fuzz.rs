@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 use super::flow::{Around, Flow, Progress, ReceiveItem, SendItem, Stop};
 use super::frame::{End, HEAD_BYTES, Head, Kind, PACKET_BYTES, Packet};
 use super::incoming::Pulled;
+use super::wire::Wire;
 use crate::completion::CompletionQueue;
 use crate::memory::{Memory, Segment};
 use crate::provider::{
@@ -85,7 +86,7 @@ struct Victim {
     /// Registered, for nobody else.
     closed: Memory,
     open: RegionHandle,
-    socket: Socket,
+    wire: Wire,
     peer: TcpStream,
     copied: u64,
     /// Cookies of what was posted and has not completed.
@@ -101,6 +102,7 @@ impl Victim {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let peer = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it listens");
         let socket = Socket::new(listener.accept().expect("it connected").0).expect("a fresh socket");
+        let wire = Wire::new(socket, None);
         peer.set_nonblocking(true).expect("a fresh socket");
         let mut cqs = Slots::new(1);
         let cq = CqId(cqs.insert(CompletionQueue::new(2 * u32::from(DEPTH))).expect("there is room"));
@@ -132,7 +134,7 @@ impl Victim {
             memory,
             closed,
             open,
-            socket,
+            wire,
             peer,
             copied: 0,
             posted_sends: VecDeque::new(),
@@ -232,16 +234,16 @@ impl Victim {
     }
 
     fn turn(&mut self) -> Result<(), Stop> {
-        let Self { flow, attributes, sends, receives, regions, cqs, copied, socket, .. } = self;
+        let Self { flow, attributes, sends, receives, regions, cqs, copied, wire, .. } = self;
         let mut around = Around { vi: VI, attributes, sends, receives, regions, cqs, copied };
         let mut exchange = || -> Result<(), Stop> {
-            while matches!(flow.pull(socket, &mut around)?, Pulled::All | Pulled::Some) {
+            while matches!(flow.pull(wire, &mut around)?, Pulled::All | Pulled::Some) {
                 flow.digest(&mut around)?;
             }
             flow.complete(&mut around)?;
             flow.pack(&mut around, true)?;
             if !flow.is_flushed() {
-                flow.transmit(socket, &around)?;
+                flow.transmit(wire, &mut around)?;
             }
             Ok(())
         };

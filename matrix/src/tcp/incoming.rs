@@ -6,11 +6,12 @@
 
 use super::flow::{Around, Flow, Progress, Stop, each_local, index};
 use super::frame::{End, HEAD_BYTES, Head, Kind};
+use super::wire::Wire;
 use crate::descriptor::total;
 use crate::memory::{Memory, Segment};
 use crate::provider::{DescriptorError, RemoteAddress, ViAttributes, WorkQueue};
 use crate::regions::{LocalUse, RemoteUse};
-use crate::socket::{Moved, Scatter, Socket, Window};
+use crate::socket::{Moved, Scatter, Window};
 
 /// Payload of so many bytes or less is fetched together with what follows it, and copied.
 const SHORT: u32 = 1024;
@@ -78,7 +79,7 @@ pub(super) enum Pulled {
 
 impl Flow {
     /// Receives once: the rest of a payload to where it belongs, and what comes behind it.
-    pub(super) fn pull(&mut self, socket: &Socket, around: &mut Around<'_>) -> Result<Pulled, Stop> {
+    pub(super) fn pull(&mut self, wire: &mut Wire, around: &mut Around<'_>) -> Result<Pulled, Stop> {
         let Receiving { window, payload, message, .. } = &mut self.receiving;
         let mut scatter = Scatter::new();
         let mut direct = 0;
@@ -99,11 +100,14 @@ impl Flow {
             scatter.bytes(window.room(HEAD_BYTES));
         }
         let asked = scatter.len();
-        let moved = match socket.receive(&mut scatter) {
+        let moved = match wire.receive(&mut scatter) {
             Moved::Bytes(moved) => moved,
             Moved::Blocked => return Ok(Pulled::Nothing),
             Moved::Gone => return Ok(Pulled::HungUp),
         };
+        if wire.is_secure() {
+            *around.copied += moved as u64;
+        }
         let landed = moved.min(index(direct));
         window.filled(moved - landed);
         if let Some(payload) = payload {

@@ -85,7 +85,7 @@ impl Provider for TcpProvider {
         self.with(|state| {
             let reliability = state.vis.get(vi.0).ok_or(ResourceError::Unknown("VI"))?.attributes.reliability;
             let address = to.host.parse::<SocketAddr>();
-            if state.security == Security::Loopback && address.as_ref().is_ok_and(|to| !to.ip().is_loopback()) {
+            if matches!(state.security, Security::Loopback) && address.as_ref().is_ok_and(|to| !to.ip().is_loopback()) {
                 return Err(ResourceError::State("beyond this host a connection needs a key, or a trusted network"));
             }
             state.prepare(vi)?;

@@ -221,7 +221,11 @@ impl State {
         for taken in 0..ACCEPTS {
             match listener.accept() {
                 Ok((stream, _)) => {
-                    let connection = Connection::new(stream, Stage::Greeted, self.silence);
+                    let session = match &self.security {
+                        Security::Key(key) => key.take(),
+                        Security::Loopback | Security::TrustedNetwork => None,
+                    };
+                    let connection = Connection::new(stream, session, Stage::Greeted, self.silence);
                     // Without room it is dropped, and the client reads that as a refusal.
                     if let Some(name) = connection.ok().and_then(|connection| self.add(connection)) {
                         self.set_deadline(name, Some(BootClock.now() + GREETING));
@@ -244,7 +248,7 @@ impl State {
     pub(super) fn add(&mut self, connection: Connection) -> Option<u32> {
         let name = self.connections.insert(connection)?;
         let all = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        let socket = &self.connections.get(name).expect("it was just put in").socket;
+        let socket = &self.connections.get(name).expect("it was just put in").wire.socket;
         if self.bed.epoll.add(socket, EpollEvent::new(all, CONNECTION + u64::from(name))).is_err() {
             self.connections.remove(name);
             return None;
@@ -262,7 +266,12 @@ impl State {
     ) -> Result<u32, RefusedReason> {
         let stream = super::connection::call(to).map_err(|_| RefusedReason::NoListener)?;
         let stage = Stage::Connecting { vi, request: Box::new(request.encode()) };
-        let connection = Connection::new(stream, stage, self.silence).map_err(|_| RefusedReason::NoListener)?;
+        let session = match &self.security {
+            Security::Key(key) => Some(key.call(to.ip()).ok_or(RefusedReason::NoListener)?),
+            Security::Loopback | Security::TrustedNetwork => None,
+        };
+        let connection =
+            Connection::new(stream, session, stage, self.silence).map_err(|_| RefusedReason::NoListener)?;
         let name = self.add(connection).ok_or(RefusedReason::NoListener)?;
         self.set_deadline(name, Some(deadline));
         Ok(name)
@@ -278,7 +287,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(name) else { return };
         connection.stage = Stage::Farewell;
         connection.readable = true;
-        connection.socket.finish();
+        connection.wire.finish();
         self.set_deadline(name, Some(BootClock.now() + FAREWELL));
         self.wake(name);
     }
@@ -335,6 +344,9 @@ impl State {
     /// Does what there is to do on a connection; returns how much it was.
     fn turn(&mut self, name: u32) -> usize {
         let Some(connection) = self.connections.get_mut(name) else { return 0 };
+        if connection.writable && !connection.wire.flush() {
+            connection.writable = false;
+        }
         match &connection.stage {
             Stage::Open { vi } => {
                 let vi = *vi;
@@ -342,14 +354,15 @@ impl State {
             }
             Stage::Connecting { vi, request } => {
                 let vi = *vi;
-                let error = connection.socket.error();
+                let error = connection.wire.socket.error();
                 if error.is_some() || connection.ending {
                     self.remove(name);
                     let timed_out = error == Some(Errno::ETIMEDOUT);
                     let why = if timed_out { RefusedReason::TimedOut } else { RefusedReason::NoListener };
                     self.refused(vi, why, PrivateData::new());
                 } else if connection.writable {
-                    if connection.say(request) {
+                    let request = request.clone();
+                    if connection.say(&request) {
                         connection.stage = Stage::Calling { vi };
                         self.wake(name);
                     } else {
@@ -369,14 +382,15 @@ impl State {
             }
             Stage::Calling { .. } | Stage::Greeted | Stage::Asked | Stage::Accepted { .. } => {
                 let heard = connection.hear();
-                let stage = connection.stage.clone();
-                usize::from(self.heard(name, &stage, heard))
+                let (stage, stranger) = (connection.stage.clone(), connection.wire.has_failed());
+                self.counters.wrong_keys += u64::from(stranger);
+                usize::from(self.heard(name, &stage, heard, stranger))
             }
         }
     }
 
     /// Deals with what was heard before frames; whether it was anything.
-    fn heard(&mut self, name: u32, stage: &Stage, heard: Heard) -> bool {
+    fn heard(&mut self, name: u32, stage: &Stage, heard: Heard, stranger: bool) -> bool {
         match (stage, heard) {
             (_, Heard::Nothing) => return false,
             (
@@ -404,13 +418,13 @@ impl State {
                 self.refuse(name, RefusedReason::Mismatch);
             }
             (Stage::Greeted, _) => {
-                self.counters.strangers += 1;
+                self.counters.strangers += u64::from(!stranger);
                 self.remove(name);
             }
             (Stage::Asked | Stage::Farewell, _) => self.remove(name),
             (&Stage::Calling { vi }, Heard::Packet(Packet::Accept { private_data })) => {
                 let said =
-                    self.connections.get(name).is_some_and(|connection| connection.say(&Packet::Confirm.encode()));
+                    self.connections.get_mut(name).is_some_and(|connection| connection.say(&Packet::Confirm.encode()));
                 if said {
                     self.open(name, vi, private_data);
                 } else {
@@ -428,6 +442,7 @@ impl State {
                         self.counters.other_versions += 1;
                         RefusedReason::Mismatch
                     }
+                    Heard::HungUp if stranger => RefusedReason::Mismatch,
                     Heard::HungUp => RefusedReason::NoListener,
                     _ => {
                         self.counters.strangers += 1;
@@ -479,7 +494,13 @@ impl State {
                     Stop::Refused(end) => (BrokenReason::Protocol, Some(end)),
                     Stop::Failed => (BrokenReason::Protocol, Some(End::Fault)),
                     Stop::Ended(End::Disconnected) => (BrokenReason::Disconnected, None),
-                    Stop::Ended(_) | Stop::HungUp => (BrokenReason::Protocol, None),
+                    Stop::Ended(_) => (BrokenReason::Protocol, None),
+                    Stop::HungUp => {
+                        // Somebody else's bytes, between ours.
+                        let failed = self.connections.get(name).is_some_and(|connection| connection.wire.has_failed());
+                        self.counters.garbage += u64::from(failed);
+                        (BrokenReason::Protocol, None)
+                    }
                 };
                 self.break_vi(vi, why, say);
                 1
@@ -503,10 +524,11 @@ impl State {
                 break;
             }
             counters.receives += 1;
-            match flow.pull(&connection.socket, &mut around)? {
+            match flow.pull(&mut connection.wire, &mut around)? {
                 Pulled::All => {}
                 // An end that the kernel has seen is read to the end; else there will be another event.
-                Pulled::Some => connection.readable = connection.ending,
+                // TLS may have more at hand than the kernel.
+                Pulled::Some => connection.readable = connection.ending || connection.wire.is_secure(),
                 Pulled::Nothing => connection.readable = false,
                 Pulled::HungUp => return Err(Stop::HungUp),
             }
@@ -531,7 +553,7 @@ impl State {
                 break;
             }
             counters.sends += 1;
-            match flow.transmit(&connection.socket, &around)? {
+            match flow.transmit(&mut connection.wire, &mut around)? {
                 Moved::Bytes(_) => work += 1,
                 // If the peer is gone what it said before is read first.
                 Moved::Blocked | Moved::Gone => connection.writable = false,
@@ -569,7 +591,7 @@ impl State {
         let mut flow = there.flow.take();
         if let Some(name) = there.connection.take() {
             let mut last_frame = |end| flow.get_or_insert_with(|| Box::new(Flow::new(0))).last_frame(end);
-            let said = connections.get(name).is_some_and(|connection| {
+            let said = connections.get_mut(name).is_some_and(|connection| {
                 let open = matches!(connection.stage, Stage::Open { .. } | Stage::Accepted { .. });
                 let last = say.filter(|_| open).and_then(&mut last_frame);
                 last.is_some_and(|last| connection.say_bytes(&last))

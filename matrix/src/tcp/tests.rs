@@ -8,7 +8,7 @@ use std::time::Duration;
 use dyad_reactor::{BootClock, Clock, Source};
 
 use super::frame::{End, HEAD_BYTES, Head, Kind, PACKET_BYTES, PAYLOAD_MAX, Packet, PacketBytes, READS_MAX};
-use super::{Security, TcpCounters, TcpError, TcpLimits, TcpProvider};
+use super::{Key, Security, TcpCounters, TcpError, TcpLimits, TcpProvider};
 use crate::memory::Memory;
 use crate::provider::{
     BrokenReason, Completion, CqId, Descriptor, DescriptorError, Discriminator, Event, NetAddress, PrivateData,
@@ -345,6 +345,61 @@ fn an_end_in_the_middle_of_a_frame_is_noticed() {
     assert_eq!(server.completion().result, Err(DescriptorError::Flushed));
     assert_eq!(server.event(), Event::Broken { vi, why: BrokenReason::Protocol });
     server.still_serves();
+}
+
+/// A provider with a key, and what it counted when it called, or was called by, one with another.
+fn keyed(security: &Security) -> Server {
+    let mut server = Server::new();
+    server.provider = TcpProvider::new(LOCAL, 1, security, TcpLimits::default()).unwrap();
+    server.provider.listen(SERVICE).unwrap();
+    server.cq = server.provider.create_cq(64).unwrap();
+    server.region = server.provider.register(&server.memory, TAG, BOTH).unwrap();
+    server
+}
+
+/// The first event of the caller, while both are polled.
+fn call(from: &mut Server, to: &mut Server) -> Event {
+    let vi = from.vi();
+    let address = NetAddress { host: to.provider.local_address().to_string(), discriminator: SERVICE };
+    from.provider.connect(vi, &address, b"", PATIENCE).unwrap();
+    wait(|| {
+        from.provider.poll();
+        to.provider.poll();
+        if let Poll::Ready(Event::Requested { request, .. }) =
+            to.provider.poll_event(&mut Context::from_waker(Waker::noop()))
+        {
+            to.provider.accept(request, to.vi(), b"").unwrap();
+        }
+        match from.provider.poll_event(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(event) => Some(event),
+            Poll::Pending => None,
+        }
+    })
+}
+
+#[test]
+fn who_has_another_key_or_none_is_refused_and_counted() {
+    let key = |byte| Security::Key(Key::from_secret(&[byte; 32]).unwrap());
+    let mut server = keyed(&key(1));
+    let (mut friend, mut stranger, mut plain) = (keyed(&key(1)), keyed(&key(2)), keyed(&Security::TrustedNetwork));
+    assert!(matches!(call(&mut friend, &mut server), Event::Established { .. }));
+    let mismatch = |event: &Event| matches!(event, Event::Refused { why: RefusedReason::Mismatch, .. });
+    let event = call(&mut stranger, &mut server);
+    assert!(mismatch(&event), "{event:?}");
+    // It was the stranger that did not know the server, and told it.
+    wait(|| {
+        server.provider.poll();
+        (server.provider.counters().wrong_keys == 1).then_some(())
+    });
+    assert_eq!(stranger.provider.counters().wrong_keys, 1);
+    let event = call(&mut plain, &mut server);
+    assert!(matches!(event, Event::Refused { .. }), "{event:?}");
+    assert_eq!(server.provider.counters().wrong_keys, 2, "this one does not speak TLS");
+    let event = call(&mut server, &mut plain);
+    assert!(matches!(event, Event::Refused { .. }), "{event:?}");
+    assert_eq!(plain.provider.counters().strangers, 1);
+    assert!(matches!(call(&mut server, &mut friend), Event::Established { .. }));
+    assert!(matches!(call(&mut friend, &mut server), Event::Established { .. }));
 }
 
 /// What landed before an end is complete, what stood behind it is not, and the one that failed says why.

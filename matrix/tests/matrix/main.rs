@@ -20,7 +20,7 @@ use std::time::Duration;
 use dyad_matrix::conformance::{Bed, Case, cases};
 use dyad_matrix::shm::{ShmLimits, ShmProvider};
 use dyad_matrix::sim::{CLAN, Fabric, FabricConfig, Profile, SERVERNET2, SimProvider};
-use dyad_matrix::tcp::{Security, TcpLimits, TcpProvider};
+use dyad_matrix::tcp::{Key, Security, TcpLimits, TcpProvider};
 use dyad_reactor::{BootClock, Clock, Source, Time, VirtualTime};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 
@@ -107,13 +107,14 @@ struct TcpBed {
     nodes: Vec<TcpProvider>,
     /// A name's address is its own from the first time that somebody asks for it: until its node starts, a socket that
     /// nobody listens on has the port.
+    security: Security,
     addresses: RefCell<BTreeMap<String, (SocketAddr, Option<OwnedFd>)>>,
     last_work: Time,
 }
 
 impl TcpBed {
-    fn new() -> Self {
-        Self { nodes: Vec::new(), addresses: RefCell::default(), last_work: BootClock.now() }
+    fn new(security: Security) -> Self {
+        Self { nodes: Vec::new(), security, addresses: RefCell::default(), last_work: BootClock.now() }
     }
 }
 
@@ -123,7 +124,7 @@ impl Bed for TcpBed {
     fn node(&mut self, name: &str) -> TcpProvider {
         let address = self.host(name).parse().expect("it is one");
         self.addresses.borrow_mut().entry(name.to_owned()).and_modify(|(_, reserved)| *reserved = None);
-        let node = TcpProvider::new(address, 1, &Security::Loopback, TcpLimits::default()).expect("a provider");
+        let node = TcpProvider::new(address, 1, &self.security, TcpLimits::default()).expect("a provider");
         self.nodes.push(node.clone());
         node
     }
@@ -175,5 +176,11 @@ fn shm_conforms() {
 
 #[test]
 fn tcp_conforms() {
-    run(TcpBed::new);
+    run(|| TcpBed::new(Security::Loopback));
+}
+
+#[test]
+fn tcp_with_a_key_conforms() {
+    let key = Key::from_secret(b"thirty-two bytes that are secret").expect("it is long enough");
+    run(|| TcpBed::new(Security::Key(key.clone())));
 }
