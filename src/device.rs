@@ -29,6 +29,8 @@ use crate::fail;
 /// What to do with a device.
 #[derive(Subcommand)]
 pub(crate) enum DeviceCommand {
+    /// List the devices that the directors of an array reach
+    List(crate::array::Shown),
     /// Say what the device is
     Probe {
         /// A PCI address (01:00.0), a shelf's port (socket), a file or a block device
@@ -80,6 +82,7 @@ impl FromStr for Address {
 /// Does it.
 pub(crate) fn run(command: &DeviceCommand) -> ExitCode {
     let done = match command {
+        DeviceCommand::List(shown) => return crate::array::devices(shown),
         DeviceCommand::Probe { addr } => with_device(addr, &Probe),
         DeviceCommand::Bench { addr, depth, reads } => with_device(addr, &Bench { depth: *depth, reads: *reads }),
         DeviceCommand::Bind { addr } => vfio::bind(&Machine::default(), *addr).map(bound).map_err(|e| e.to_string()),

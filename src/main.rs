@@ -1,23 +1,22 @@
 //! The `dyad` command: a thin door to what the rooms do.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use dyad_director::demo;
-use dyad_director::layout::ArrayDir;
-use dyad_director::membership::{DirectorId, Timing};
-use dyad_director::node::port::PortConfig;
-use dyad_director::process::{Ended, ProcessConfig, run_director};
-use dyad_director::trial::{load::REACTORS, processes::EXIT_FRESH};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
+mod array;
 mod bench;
+mod connection;
 mod device;
+mod director;
+mod doctor;
 mod shelf;
 mod sim;
+mod status;
+mod up;
 
 /// A storage array in software: mirrored directors over dual-ported NVMe devices
 #[derive(Parser)]
@@ -35,32 +34,27 @@ enum Command {
     Sim(sim::Arguments),
     /// Measure, beside what it is to be compared with, in one run
     Bench(bench::Arguments),
-    /// A director of the demo's array
-    #[command(hide = true)]
-    Director {
-        /// The array's directory
-        #[arg(long)]
-        dir: PathBuf,
-        /// Listen here for NVMe/TCP
-        #[arg(long)]
-        nvme_tcp: Option<SocketAddr>,
-        /// Where hosts find that port, if not there
-        #[arg(long, requires = "nvme_tcp")]
-        advertise: Option<SocketAddr>,
-        /// Which director
-        id: Id,
-    },
-    /// Look at a device, or measure it
+    /// Run an array on this machine: devices, registry and directors, until Ctrl-C
+    Up(up::Arguments),
+    /// Run one director of an array
+    Director(director::Arguments),
+    /// Check whether this machine is ready for an array, and say how to mend what is not
+    Doctor(doctor::Arguments),
+    /// Show the array, once or every second
+    Status(status::Arguments),
+    /// Show the RAID groups
+    #[command(subcommand)]
+    Group(array::GroupCommand),
+    /// Show the pairs of directors
+    #[command(subcommand)]
+    Pair(array::PairCommand),
+    /// Show what happened at the directors since they were started
+    Events(array::Shown),
+    /// List the array's devices, look at one, or measure it
     #[command(subcommand)]
     Device(device::DeviceCommand),
     /// Serve emulated dual-ported NVMe devices over vfio-user
     Shelf(shelf::Arguments),
-}
-
-#[derive(Copy, Clone, ValueEnum)]
-enum Id {
-    A,
-    B,
 }
 
 fn main() -> ExitCode {
@@ -68,9 +62,13 @@ fn main() -> ExitCode {
         Command::Demo => run_demo(),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
-        Command::Director { dir, nvme_tcp, advertise, id } => {
-            director(&dir, id, nvme_tcp.map(|listen| PortConfig { listen, advertise }))
-        }
+        Command::Up(arguments) => up::run(&arguments),
+        Command::Director(arguments) => director::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Group(command) => array::group(&command),
+        Command::Pair(command) => array::pair(&command),
+        Command::Events(shown) => array::events(&shown),
         Command::Device(command) => device::run(&command),
         Command::Shelf(arguments) => shelf::run(&arguments),
     }
@@ -84,21 +82,6 @@ fn run_demo() -> ExitCode {
     match demo::run(dir.path()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format!("the demo failed: {error}")),
-    }
-}
-
-fn director(dir: &std::path::Path, id: Id, nvme_tcp: Option<PortConfig>) -> ExitCode {
-    end_with_parent();
-    let me = match id {
-        Id::A => DirectorId::A,
-        Id::B => DirectorId::B,
-    };
-    let config =
-        ProcessConfig { array: ArrayDir::new(dir), me, timing: Timing::default(), reactors: REACTORS, nvme_tcp };
-    match run_director(&config) {
-        Ok(Ended::Fresh) => ExitCode::from(EXIT_FRESH),
-        Ok(Ended::Stopped) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("director {me:?}: {error}")),
     }
 }
 

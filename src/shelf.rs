@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use dyad_backend::emulator::{BlockFormat, Latency};
 use dyad_backend::shelf::{ShelfConfig, ShelfDevice, ShelfMedia, control_path, run_shelf, socket_path};
-use dyad_nvme::types::{BLOCK_BYTES, BlockCount};
+use dyad_director::config::{ByteSize, Config, Shelf};
 use dyad_reactor::reactor::max_spin_for;
 
 use crate::fail;
@@ -14,69 +14,79 @@ use crate::fail;
 /// What the shelf holds.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Where its sockets are made
+    /// The array's configuration, which says what the shelf holds
+    #[arg(long, required_unless_present = "dir", conflicts_with_all = ["dir", "devices", "size", "files", "cache_blocks"])]
+    config: Option<PathBuf>,
+    /// Without a configuration: where its sockets are made
     #[arg(long)]
-    dir: PathBuf,
+    dir: Option<PathBuf>,
     /// How many devices: disk0, disk1, ...
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     devices: u8,
     /// Size of each, like 64MiB or 4GiB
-    #[arg(long, default_value = "64MiB", value_parser = parse_size)]
-    size: u64,
+    #[arg(long, default_value = "64MiB")]
+    size: ByteSize,
     /// Keep the blocks in sparse files in the directory; otherwise they are gone with the shelf
     #[arg(long)]
     files: bool,
     /// Blocks that each device's volatile write cache holds; 0 is write-through
     #[arg(long, default_value_t = 1024)]
-    cache_blocks: usize,
+    cache_blocks: u32,
     /// Reactors that share this machine's cores, this one included: with more than cores, nobody spins
     #[arg(long, default_value_t = 4)]
     reactors: usize,
-}
-
-/// Parses a size in bytes, a multiple of 4 KiB.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = match &text[digits.len()..] {
-        "MiB" => 1 << 20,
-        "GiB" => 1_u64 << 30,
-        "KiB" => 1 << 10,
-        _ => return Err("a size is a number with KiB, MiB or GiB behind it".to_owned()),
-    };
-    let bytes = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit))
-        .filter(|bytes| *bytes > 0 && bytes % BLOCK_BYTES as u64 == 0);
-    bytes.ok_or_else(|| "a size is a whole number of 4 KiB blocks, at least one".to_owned())
+    /// End with the process that started this one
+    #[arg(long, hide = true)]
+    with_parent: bool,
 }
 
 /// Serves until the process is ended.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
-    if let Err(error) = std::fs::create_dir_all(&arguments.dir) {
-        return fail(&format!("shelf: cannot make {}: {error}", arguments.dir.display()));
+    if arguments.with_parent {
+        crate::end_with_parent();
+    }
+    match (shelf(arguments), &arguments.config) {
+        (Ok(Some(shelf)), _) => serve(&shelf, arguments.reactors),
+        (Ok(None), config) => {
+            let config = config.as_ref().map_or(String::new(), |path| path.display().to_string());
+            fail(&format!("shelf: {config} has no [shelf]: say what it holds, or use --dir"))
+        }
+        (Err(error), _) => fail(&error),
+    }
+}
+
+fn shelf(arguments: &Arguments) -> Result<Option<Shelf>, String> {
+    if let Some(path) = &arguments.config {
+        return Config::read(path).map(|config| config.shelf).map_err(|error| error.to_string());
+    }
+    let Arguments { dir, devices, size, files, cache_blocks, .. } = arguments;
+    let (size, devices, files, cache_blocks) = (*size, *devices, *files, *cache_blocks);
+    Ok(dir.clone().map(|directory| Shelf { directory, devices, size, files, cache_blocks }))
+}
+
+fn serve(shelf: &Shelf, reactors: usize) -> ExitCode {
+    let Shelf { directory, devices, size, files, cache_blocks } = shelf;
+    if let Err(error) = std::fs::create_dir_all(directory) {
+        return fail(&format!("shelf: cannot make {}: {error}", directory.display()));
     }
     let device = |number: u8| {
         let name = format!("disk{number}");
-        let media = if arguments.files {
-            ShelfMedia::File(arguments.dir.join(format!("{name}.blocks")))
-        } else {
-            ShelfMedia::Memory
-        };
+        let media =
+            if *files { ShelfMedia::File(directory.join(format!("{name}.blocks"))) } else { ShelfMedia::Memory };
         ShelfDevice {
             name,
             uuid: [number + 1; 16],
-            blocks: BlockCount(arguments.size / BLOCK_BYTES as u64),
+            blocks: size.blocks(),
             media,
-            cache_blocks: Some(arguments.cache_blocks).filter(|blocks| *blocks > 0),
+            cache_blocks: usize::try_from(*cache_blocks).ok().filter(|blocks| *blocks > 0),
             format: BlockFormat::Bare,
             latency: Latency::default(),
         }
     };
     let config = ShelfConfig {
-        directory: arguments.dir.clone(),
-        devices: (0..arguments.devices).map(device).collect(),
-        max_spin: max_spin_for(arguments.reactors),
+        directory: directory.clone(),
+        devices: (0..*devices).map(device).collect(),
+        max_spin: max_spin_for(reactors),
         core: None,
         seed: 1,
     };
@@ -92,19 +102,5 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     match run_shelf(&config, ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format!("shelf: {error}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_size;
-
-    #[test]
-    fn sizes_have_units_and_whole_blocks() {
-        assert_eq!(parse_size("64MiB"), Ok(64 << 20));
-        assert_eq!(parse_size("8KiB"), Ok(8192));
-        for bad in ["", "64", "6KiB", "0MiB", "-1GiB", "99999999999GiB", "MiB", "1 MiB"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
     }
 }

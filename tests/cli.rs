@@ -5,6 +5,9 @@ mod nvme_tcp;
 
 use std::process::{Command, Output};
 
+#[path = "cli/up.rs"]
+mod up;
+
 fn dyad(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_dyad")).args(arguments).output().expect("the command starts")
 }
@@ -21,7 +24,9 @@ fn stderr(output: &Output) -> String {
 fn help_names_the_commands_and_nothing_is_an_error() {
     let help = dyad(&["--help"]);
     assert!(help.status.success());
-    for command in ["demo", "sim", "bench", "device", "shelf"] {
+    for command in
+        ["demo", "up", "status", "doctor", "sim", "bench", "device", "group", "pair", "events", "director", "shelf"]
+    {
         assert!(stdout(&help).contains(command), "{}", stdout(&help));
     }
     let nothing = dyad(&[]);
@@ -38,6 +43,15 @@ fn bad_arguments_say_what_would_be_good() {
         (&["sim", "--faults", "flood"], "crash"),
         (&["shelf", "--dir", "x", "--size", "7"], "MiB"),
         (&["bench", "matrx"], "matrix"),
+        (&["up", "--directors", "3"], "2, 4 or 8"),
+        (&["up", "--config", "x", "--directors", "2"], "--directors"),
+        (&["up", "--control", "nowhere"], "--control"),
+        (&["director", "--config", "x"], "--id"),
+        (&["director", "--id", "0"], "--config"),
+        (&["status", "--watch", "--json"], "--json"),
+        (&["status", "--control", "a:1", "--config", "x"], "--config"),
+        (&["group"], "list"),
+        (&["pair", "lst"], "list"),
     ] {
         let output = dyad(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -48,8 +62,10 @@ fn bad_arguments_say_what_would_be_good() {
 #[test]
 fn a_director_without_its_shelf_says_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().to_str().unwrap();
-    let output = dyad(&["director", "--dir", path, "a"]);
+    let plan = dyad_director::up::Plan::new(2, "127.0.0.1:0".parse().unwrap());
+    let path = dir.path().join("dyad.toml");
+    std::fs::write(&path, plan.text([1; 16])).unwrap();
+    let output = dyad(&["director", "--config", path.to_str().unwrap(), "--id", "0"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("is the shelf running?"), "{}", stderr(&output));
 }

@@ -9,11 +9,12 @@ const BUCKETS: usize = 40;
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct Histogram {
     buckets: [u64; BUCKETS],
+    sum: u64,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { buckets: [0; BUCKETS] }
+        Self { buckets: [0; BUCKETS], sum: 0 }
     }
 }
 
@@ -22,6 +23,7 @@ impl Histogram {
     pub fn add(&mut self, value: u64) {
         let bits = usize::try_from(u64::BITS - value.leading_zeros()).expect("at most 64");
         self.buckets[bits.min(BUCKETS - 1)] += 1;
+        self.sum = self.sum.saturating_add(value);
     }
 
     /// One more time, in nanoseconds.
@@ -33,6 +35,12 @@ impl Histogram {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
+    }
+
+    /// Their sum.
+    #[must_use]
+    pub const fn sum(&self) -> u64 {
+        self.sum
     }
 
     /// A value that so many percent are not above: the end of the bucket that has it.
@@ -110,7 +118,7 @@ mod tests {
         for value in [0, 1, 2, 3, 900, 1000, 1023, 1024, u64::MAX, 5] {
             histogram.add(value);
         }
-        assert_eq!(histogram.count(), 10);
+        assert_eq!((histogram.count(), histogram.sum()), (10, u64::MAX));
         assert_eq!([0, 10, 35, 65, 85].map(|percent| histogram.percentile(percent)), [0, 1, 3, 1023, 2047]);
         assert_eq!(histogram.percentile(99), (1 << 39) - 1);
     }

@@ -1,20 +1,15 @@
-//! Where an array on one host keeps its things: one directory, made by whoever starts the array.
+//! Where a trial's array keeps its things: one directory.
 //!
 //! | path | what |
 //! |---|---|
-//! | `registry/` | the embedded registry |
-//! | `shelf/` | the sockets of the emulated shelf's devices |
-//! | `a.sock`, `b.sock` | the directors' ends of the matrix |
+//! | `dyad.toml` | the configuration: registry and shelf are where it says |
+//! | `director0.sock`, `director1.sock` | the directors' ends of the matrix |
 //! | `host.sock` | a host's end |
 
 use std::path::{Path, PathBuf};
 
-use dyad_backend::shelf::socket_path;
-
 use crate::membership::DirectorId;
-
-/// Devices of the one RAID 1 group.
-pub const DEVICES: [&str; 2] = ["disk0", "disk1"];
+use crate::up::configuration_in;
 
 /// A directory with an array in it.
 #[derive(Debug, Clone)]
@@ -33,24 +28,18 @@ impl ArrayDir {
         &self.0
     }
 
-    /// The registry's directory.
+    /// The configuration's file.
     #[must_use]
-    pub fn registry(&self) -> PathBuf {
-        self.0.join("registry")
-    }
-
-    /// The shelf's directory.
-    #[must_use]
-    pub fn shelf(&self) -> PathBuf {
-        self.0.join("shelf")
+    pub fn configuration(&self) -> PathBuf {
+        configuration_in(&self.0)
     }
 
     /// The matrix address of a director.
     #[must_use]
     pub fn director(&self, director: DirectorId) -> PathBuf {
         self.0.join(match director {
-            DirectorId::A => "a.sock",
-            DirectorId::B => "b.sock",
+            DirectorId::A => "director0.sock",
+            DirectorId::B => "director1.sock",
         })
     }
 
@@ -58,11 +47,5 @@ impl ArrayDir {
     #[must_use]
     pub fn host(&self) -> PathBuf {
         self.0.join("host.sock")
-    }
-
-    /// The port of a device that belongs to a director.
-    #[must_use]
-    pub fn port(&self, device: &str, director: DirectorId) -> PathBuf {
-        socket_path(&self.shelf(), device, usize::from(director.index()))
     }
 }

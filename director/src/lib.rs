@@ -2,7 +2,10 @@
 //! the processes and commands around it.
 
 pub mod catalog;
+pub mod config;
+pub mod control;
 pub mod demo;
+pub mod doctor;
 pub mod layout;
 pub mod membership;
 pub mod node;
@@ -10,3 +13,4 @@ pub mod process;
 pub mod registry;
 pub mod takeover;
 pub mod trial;
+pub mod up;

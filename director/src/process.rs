@@ -1,7 +1,7 @@
-//! A director as a process: one reactor with the shared-memory matrix, NVMe devices over vfio-user and the embedded registry.
+//! A director as a process: one reactor with the shared-memory matrix and its NVMe devices, and one control thread, never mixed.
 //!
-//! It says on standard output what it becomes, one [`StatusLine`] per change, and ends with [`Ended::Fresh`] when it has
-//! lost its epoch: whoever started it starts it again, as a fresh incarnation (PROTOCOLS 2.1).
+//! It checks everything before it serves. It says on standard output where its control plane is and what it becomes, one [`StatusLine`] per change, and
+//! ends with [`Ended::Fresh`] when it has lost its epoch: whoever started it starts it again, as a fresh incarnation (PROTOCOLS 2.1).
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -12,7 +12,9 @@ use std::time::Duration;
 use dyad_backend::Device;
 use dyad_backend::driver::{AttachError, Driver, block_on};
 use dyad_backend::fence;
+use dyad_backend::pci::PciFunction;
 use dyad_backend::raid::group::Background;
+use dyad_backend::vfio::{self, VfioFunction};
 use dyad_backend::vfio_user::{ConnectError, VfioUserFunction};
 use dyad_cache::VolumeId;
 use dyad_matrix::Memory;
@@ -23,13 +25,15 @@ use dyad_reactor::executor::Limits;
 use dyad_reactor::reactor::{Options, ReactorError, max_spin_for};
 use dyad_reactor::{Reactor, Source, Stopper};
 
-use crate::layout::{ArrayDir, DEVICES};
+use crate::config::{Config, DeviceAddress, DirectorNumber, PairRegistry};
+use crate::control::{self, ControlError};
+use crate::doctor::{self, Finding, Verdict};
 use crate::membership::{DirectorId, Incarnation, PairRecord, Timing};
 use crate::node::home_group::group_blocks;
 use crate::node::port::{self, Listening, PortConfig, PortError};
 use crate::node::transition::{failed_devices, pair_key};
 use crate::node::{NewNodeError, Node, NodeConfig, SERVICE_TASKS, World, whole_group};
-use crate::registry::{FileRegistry, OpenError, Registry, RegistryError};
+use crate::registry::{ConfiguredError, ConfiguredRegistry, Registry, RegistryError};
 
 /// The volume of the array.
 pub const VOLUME: VolumeId = VolumeId { uuid: *b"dyad volume one!", generation: 1 };
@@ -40,24 +44,74 @@ pub const HOST_DEPTH: u16 = 64;
 const HOSTS: u16 = 4;
 const LANES: u16 = 64;
 const DESTAGERS: u16 = 4;
-/// 16 MiB of cache, 4 MiB of it for the partner's dirty data.
-const CACHE_FRAMES: u32 = 4096;
-const MIRROR_FRAMES: u32 = 1024;
 
 /// What a director process is told.
 #[derive(Debug, Clone)]
 pub struct ProcessConfig {
-    /// The array.
-    pub array: ArrayDir,
-    /// Which director.
+    /// What its part of the array is known by.
+    pub array: [u8; 16],
+    /// Which of the pair.
     pub me: DirectorId,
+    /// Where the pair's records are.
+    pub registry: PairRegistry,
+    /// Its end of the matrix.
+    pub matrix: PathBuf,
+    /// Its partner's.
+    pub partner: PathBuf,
+    /// Its ways to the devices.
+    pub devices: Vec<DeviceAddress>,
+    /// Frames of the cache.
+    pub cache_frames: u32,
+    /// Frames that the partner may have dirty here, and this director there.
+    pub mirror_frames: u32,
     /// Heartbeats and leases.
     pub timing: Timing,
     /// Reactors on this machine, this one included: decides how long it may spin.
     pub reactors: usize,
     /// Where it listens for NVMe/TCP, if it does.
     pub nvme_tcp: Option<PortConfig>,
+    /// The core that its reactor stays on.
+    pub core: Option<usize>,
 }
+
+impl ProcessConfig {
+    /// As configured.
+    ///
+    /// # Errors
+    /// [`ProcessError::NoSuchDirector`].
+    pub fn new(config: &Config, id: DirectorNumber) -> Result<Self, ProcessError> {
+        let director = config.director(id).ok_or_else(|| {
+            let ids: Vec<_> = config.directors.iter().map(|director| director.id.0.to_string()).collect();
+            ProcessError::NoSuchDirector { id: id.0, known: ids.join(", ") }
+        })?;
+        let pair = config.pair(director);
+        let frames = |blocks: BlockCount| u32::try_from(blocks.0).expect("checked: frames have 32-bit numbers");
+        Ok(Self {
+            array: config.uuid_of(pair.id),
+            me: director.role,
+            registry: config.registry_of(pair.id),
+            matrix: director.matrix.clone(),
+            partner: config.partner(director).matrix.clone(),
+            devices: director.devices.clone(),
+            cache_frames: frames(pair.cache.blocks()),
+            mirror_frames: frames(pair.mirror.blocks()),
+            timing: pair.timing(),
+            reactors: doctor::reactors(config),
+            nvme_tcp: director.nvme_tcp.map(|listen| PortConfig { listen, advertise: director.advertise }),
+            core: director.core,
+        })
+    }
+}
+
+/// The control plane that a director is to have.
+struct Controlled<'a> {
+    listening: control::Listening,
+    config: &'a Config,
+    id: DirectorNumber,
+}
+
+/// Exit status of a director that wants to be started again.
+pub const EXIT_FRESH: u8 = 75;
 
 /// How a director ended without an error.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
@@ -71,6 +125,28 @@ pub enum Ended {
 /// Why a director does not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
+    /// The configuration has no such director.
+    #[error("there is no director {id} in the configuration: it has {known}")]
+    NoSuchDirector {
+        /// Which.
+        id: u8,
+        /// Those that it has.
+        known: String,
+    },
+    /// The machine is not fit for it.
+    #[error("this machine is not ready for it (`dyad doctor --config` shows everything):{}", list(.0))]
+    Unfit(Vec<Finding>),
+    /// The control plane.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A PCI function.
+    #[error(transparent)]
+    Vfio(#[from] vfio::OpenError),
+    /// It has no reservations with persistence.
+    #[error(
+        "the device at {0} cannot be fenced (it has no reservations with persistence), so it cannot be in a pair: replace it"
+    )]
+    NoReservations(DeviceAddress),
     /// The matrix.
     #[error("the matrix at {path}: {source}")]
     Matrix {
@@ -88,16 +164,16 @@ pub enum ProcessError {
         source: ConnectError,
     },
     /// A device's controller.
-    #[error("the device at {path}: {source}")]
+    #[error("the device at {address}: {source}")]
     Attach {
         /// Where.
-        path: PathBuf,
+        address: DeviceAddress,
         /// Why not.
         source: AttachError,
     },
-    /// The registry's directory.
+    /// The registry's client.
     #[error(transparent)]
-    OpenRegistry(#[from] OpenError),
+    OpenRegistry(#[from] ConfiguredError),
     /// The registry does not answer.
     #[error("the registry: {0}")]
     Registry(#[from] RegistryError),
@@ -124,6 +200,11 @@ pub enum ProcessError {
     /// No randomness for the incarnation.
     #[error("cannot read /dev/urandom: {0}")]
     Random(std::io::Error),
+}
+
+/// Each on a line of its own.
+fn list(findings: &[Finding]) -> String {
+    findings.iter().map(|finding| format!("\n{finding}")).collect()
 }
 
 /// One line of a director's standard output.
@@ -166,37 +247,72 @@ impl StatusLine {
     }
 }
 
-/// Runs a director until it ends.
+/// Runs a director of an array until it ends.
 ///
 /// # Errors
 /// [`ProcessError`].
-pub fn run_director(config: &ProcessConfig) -> Result<Ended, ProcessError> {
-    run_director_on(config, |name, reactor| attach(config, name, reactor))
+pub fn run_director(config: &Config, id: DirectorNumber) -> Result<Ended, ProcessError> {
+    let process = ProcessConfig::new(config, id)?;
+    let director = config.director(id).expect("there is one");
+    let bad: Vec<_> =
+        doctor::before_start(config, director).into_iter().filter(|finding| finding.verdict == Verdict::Bad).collect();
+    if !bad.is_empty() {
+        return Err(ProcessError::Unfit(bad));
+    }
+    let listening = control::Listening::new(director.control)?;
+    println!("{CONTROL}{}", listening.address());
+    let controlled = Some(Controlled { listening, config, id });
+    // A director's devices are all of one kind.
+    if process.devices.iter().any(|device| matches!(device, DeviceAddress::Pci(_))) {
+        run(&process, controlled, |_, address, reactor| {
+            let DeviceAddress::Pci(pci) = address else { unreachable!("checked: all of them are PCI functions") };
+            attach(&process, VfioFunction::open(*pci)?, address, reactor)
+        })
+    } else {
+        run(&process, controlled, |_, address, reactor| {
+            let DeviceAddress::Socket(path) = address else { unreachable!("checked: all of them are sockets") };
+            let connected = VfioUserFunction::connect(path);
+            let function = connected.map_err(|source| ProcessError::Connect { path: path.clone(), source })?;
+            attach(&process, function, address, reactor)
+        })
+    }
 }
 
-/// The same on devices that are reached some other way: `attach` is asked for each by its name.
+/// What stands before the control plane's address on standard output.
+pub const CONTROL: &str = "control|";
+
+/// A director on devices that are reached some other way, without a control plane: `attach` is asked for each by its place and address.
 ///
 /// # Errors
 /// [`ProcessError`].
 pub fn run_director_on<D: Device + Source>(
     config: &ProcessConfig,
-    attach: impl Fn(&str, &Reactor) -> Result<D, ProcessError>,
+    attach: impl Fn(usize, &DeviceAddress, &Reactor) -> Result<D, ProcessError>,
+) -> Result<Ended, ProcessError> {
+    run(config, None, attach)
+}
+
+fn run<D: Device + Source>(
+    config: &ProcessConfig,
+    controlled: Option<Controlled<'_>>,
+    attach: impl Fn(usize, &DeviceAddress, &Reactor) -> Result<D, ProcessError>,
 ) -> Result<Ended, ProcessError> {
     let incarnation = random_incarnation().map_err(ProcessError::Random)?;
-    let devices_max = DEVICES.len();
-    let tasks = SERVICE_TASKS + usize::from(LANES + DESTAGERS) + devices_max + port::TASKS + 1;
+    let devices_max = config.devices.len();
+    let tasks = SERVICE_TASKS + usize::from(LANES + DESTAGERS) + devices_max + port::TASKS + control::TASKS + 1;
     let limits = Limits { tasks, timers: 1024 };
-    let mut reactor = Reactor::new(Options { limits, max_spin: max_spin_for(config.reactors), core: None })?;
+    let mut reactor = Reactor::new(Options { limits, max_spin: max_spin_for(config.reactors), core: config.core })?;
     let handle = reactor.handle();
 
-    let registry = FileRegistry::open(&config.array.registry())?;
+    let registry = ConfiguredRegistry::open(&config.registry)?;
     let failed = block_on(reactor.executor(), || 0, failed_devices(&registry))?;
     let mut devices = Vec::new();
-    for name in DEVICES {
-        match attach(name, &reactor) {
+    for (place, address) in config.devices.iter().enumerate() {
+        match attach(place, address, &reactor) {
+            Ok(device) if !device.info().reservations => return Err(ProcessError::NoReservations(address.clone())),
             Ok(device) => devices.push(device),
             // As many as are on record as failed may be missing.
-            Err(error) if devices.len() + failed.len() >= DEVICES.len() => eprintln!("warning: {error}"),
+            Err(error) if devices.len() + failed.len() >= devices_max => eprintln!("warning: {error}"),
             Err(error) => return Err(error),
         }
     }
@@ -206,9 +322,8 @@ pub fn run_director_on<D: Device + Source>(
     let address = listening.as_ref().map(Listening::address);
     block_on(reactor.executor(), || 0, port::put_on_record(&registry, config.me, address)).map_err(PortError::from)?;
 
-    let path = config.array.director(config.me);
-    let provider = ShmProvider::new(&path, u64::from(incarnation.0), ShmLimits::default())
-        .map_err(|source| ProcessError::Matrix { path, source })?;
+    let provider = ShmProvider::new(&config.matrix, u64::from(incarnation.0), ShmLimits::default())
+        .map_err(|source| ProcessError::Matrix { path: config.matrix.clone(), source })?;
     for device in &devices {
         reactor.add_source(device.clone())?;
     }
@@ -218,12 +333,12 @@ pub fn run_director_on<D: Device + Source>(
     let node_config = NodeConfig {
         me: config.me,
         incarnation,
-        array: [0xda; 16],
+        array: config.array,
         timing: config.timing,
-        partner_host: config.array.director(config.me.partner()).to_string_lossy().into_owned(),
-        volume: whole_group(VOLUME, group_blocks(DEVICES.len(), blocks)),
-        cache_frames: CACHE_FRAMES,
-        mirror_frames: MIRROR_FRAMES,
+        partner_host: config.partner.to_string_lossy().into_owned(),
+        volume: whole_group(VOLUME, group_blocks(devices_max, blocks)),
+        cache_frames: config.cache_frames,
+        mirror_frames: config.mirror_frames,
         hosts: HOSTS,
         host_depth: HOST_DEPTH,
         lanes: LANES,
@@ -236,24 +351,30 @@ pub fn run_director_on<D: Device + Source>(
     // The partner maps the mirror; it could take huge pages back.
     let memory = Rc::new(|bytes| Memory::shared("dyad", bytes, HugePages::No).expect("memory for the cache"));
     let private = Rc::new(|bytes| Memory::shared("dyad group", bytes, HugePages::No).expect("memory for the group"));
+    let shown = devices.clone();
     let world = World { provider, devices, registry, memory, device_memory: private };
     let node = Node::new(&handle, node_config, world)?;
     if let Some(listening) = listening {
         listening.serve(&node, &mut reactor)?;
+    }
+    if let Some(Controlled { listening, config, id }) = controlled {
+        listening.serve(config, id, reactor.counters())?.spawn(&handle, &node, shown);
     }
     handle.spawn("status", report(node.clone(), reactor.stopper()));
     reactor.run()?;
     Ok(if node.has_ended() { Ended::Fresh } else { Ended::Stopped })
 }
 
-fn attach(config: &ProcessConfig, name: &str, reactor: &Reactor) -> Result<Driver<VfioUserFunction>, ProcessError> {
-    let path = config.array.port(name, config.me);
-    let function =
-        VfioUserFunction::connect(&path).map_err(|source| ProcessError::Connect { path: path.clone(), source })?;
+fn attach<F: PciFunction>(
+    config: &ProcessConfig,
+    function: F,
+    address: &DeviceAddress,
+    reactor: &Reactor,
+) -> Result<Driver<F>, ProcessError> {
     let host_identifier = [config.me.index() + 1; 16];
     let handle = reactor.handle();
     let attached = block_on(reactor.executor(), || 0, Driver::attach(function, &handle, host_identifier));
-    attached.map_err(|source| ProcessError::Attach { path, source })
+    attached.map_err(|source| ProcessError::Attach { address: address.clone(), source })
 }
 
 /// Refuses a registry that the devices have outrun. The devices are asked first: the partner may be going on meanwhile.

@@ -5,12 +5,14 @@
 //!
 //! - [`FileRegistry`]: embedded, for the directors of one host: a directory.
 //! - [`EtcdRegistry`]: for several hosts: an etcd cluster.
+//! - [`ConfiguredRegistry`]: one of these, as the configuration says.
 //! - [`FakeRegistry`]: for the simulator: latency, cuts, lost and repeated messages.
 //!
 //! Watch and lease need no operations of their own: a record that somebody keeps changing is a lease to whoever reads it (PROTOCOLS 4.4), and
 //! reading again is a watch.
 
 mod answer;
+mod configured;
 mod etcd;
 mod fake;
 mod file;
@@ -21,7 +23,8 @@ use std::future::Future;
 use std::io;
 use std::num::NonZeroU64;
 
-pub use etcd::{EndpointError, EtcdConfig, EtcdRegistry, StartError};
+pub use configured::{ConfiguredError, ConfiguredRegistry};
+pub use etcd::{Endpoint, EndpointError, EtcdConfig, EtcdRegistry, StartError};
 pub use fake::{FakeClient, FakeRegistry, Faults, Link, Timing};
 pub use file::{FileRegistry, OpenError};
 

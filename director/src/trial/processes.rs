@@ -1,7 +1,8 @@
 //! The processes of a trial: the shelf and two directors, started, watched, killed and started again.
 
 use std::io::{self, BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -13,10 +14,8 @@ use nix::unistd::Pid;
 
 use crate::layout::ArrayDir;
 use crate::membership::DirectorId;
-use crate::process::StatusLine;
-
-/// Exit status of a director that wants to be started again.
-pub const EXIT_FRESH: u8 = 75;
+use crate::process::{EXIT_FRESH, StatusLine};
+use crate::up::Plan;
 
 /// Longer than anything here takes on an idle machine, ten times over.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,11 +44,14 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Nothing runs yet.
+    /// Nothing runs yet; the array is configured, with devices in memory.
     ///
     /// # Errors
-    /// When the running program cannot be found.
+    /// When the running program cannot be found, or the configuration not written.
     pub fn new(array: ArrayDir) -> io::Result<Self> {
+        let small = |text: &str| text.parse().expect("a size");
+        let plan = Plan { size: small("64MiB"), files: false, ..Plan::new(2, SocketAddr::from(([127, 0, 0, 1], 0))) };
+        std::fs::write(array.configuration(), plan.text([0xda; 16]))?;
         Ok(Self {
             array,
             program: std::env::current_exe()?,
@@ -80,7 +82,7 @@ impl Processes {
     /// # Errors
     /// When it does not.
     pub fn start_shelf(&mut self) -> io::Result<()> {
-        let mut child = self.command("shelf", &self.array.shelf()).spawn()?;
+        let mut child = self.command("shelf").spawn()?;
         let output = BufReader::new(child.stdout.take().expect("the output is piped"));
         self.shelf = Some(child);
         let ready = output.lines().map_while(Result::ok).any(|line| line == "ready");
@@ -92,9 +94,8 @@ impl Processes {
     /// # Errors
     /// When the process cannot be made.
     pub fn start(&mut self, me: DirectorId) -> io::Result<()> {
-        let mut command = self.command("director", self.array.path());
-        let mut child =
-            command.args(&self.arguments[place(me)]).arg(if me == DirectorId::A { "a" } else { "b" }).spawn()?;
+        let mut command = self.command("director");
+        let mut child = command.args(["--id", &me.index().to_string()]).args(&self.arguments[place(me)]).spawn()?;
         let output = BufReader::new(child.stdout.take().expect("the output is piped"));
         self.starts += 1;
         let (words, start) = (self.words.0.clone(), self.starts);
@@ -196,9 +197,10 @@ impl Processes {
         Ok(())
     }
 
-    fn command(&self, what: &str, dir: &Path) -> Command {
+    fn command(&self, what: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg(what).arg("--dir").arg(dir).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.arg(what).arg("--config").arg(self.array.configuration()).arg("--with-parent");
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
         command
     }
 }

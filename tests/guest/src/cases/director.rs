@@ -8,10 +8,12 @@ use std::thread;
 use std::time::Duration;
 
 use dyad_backend::driver::{Driver, block_on};
-use dyad_director::layout::{ArrayDir, DEVICES};
+use dyad_director::config::{Config, DirectorNumber};
+use dyad_director::layout::ArrayDir;
 use dyad_director::membership::{DirectorId, Timing};
 use dyad_director::process::{ProcessConfig, run_director_on};
-use dyad_director::trial::load::{Host, Order, REACTORS, Report, Summary};
+use dyad_director::trial::load::{Host, Order, Report, Summary};
+use dyad_director::up::Plan;
 use dyad_guest::GuestError;
 
 use super::fenced::{Fenced, Reservation, Upset};
@@ -34,6 +36,8 @@ pub(super) const CASE: Case = Case {
 /// For each director its ports of the devices.
 const PORTS: [[&str; 2]; 2] = [["0000:00:04.0", "0000:00:05.0"], ["0000:00:06.0", "0000:00:07.0"]];
 
+const DEVICES: [&str; 2] = ["disk0", "disk1"];
+
 /// Longest silence of the host.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -55,21 +59,17 @@ fn qemu_arguments(directory: &Path) -> Result<Vec<String>, GuestError> {
 fn inside() {
     bind_all(PORTS.as_flattened());
     let array = ArrayDir::new(&std::env::temp_dir().join("array"));
-    std::fs::create_dir_all(array.registry()).expect("a directory");
+    std::fs::create_dir_all(array.path()).expect("a directory");
+    let text = Plan::new(2, "127.0.0.1:0".parse().expect("an address")).text([0xda; 16]);
+    let array_config = Config::parse(&text, &array.configuration()).expect("a good configuration");
     let reservations: [Arc<Mutex<Reservation>>; 2] = Default::default();
     let upsets: [[Arc<Upset>; 2]; 2] = Default::default();
     for me in [DirectorId::A, DirectorId::B] {
-        let config = ProcessConfig {
-            array: array.clone(),
-            me,
-            timing: Timing::default().times(10),
-            reactors: REACTORS,
-            nvme_tcp: None,
-        };
+        let mut config = ProcessConfig::new(&array_config, DirectorNumber(me.index())).expect("there is one");
+        config.timing = Timing::default().times(10);
         let (reservations, upsets) = (reservations.clone(), upsets[usize::from(me.index())].clone());
         thread::spawn(move || {
-            let ended = run_director_on(&config, |name, reactor| {
-                let number = DEVICES.iter().position(|device| *device == name).expect("one of them");
+            let ended = run_director_on(&config, |number, _, reactor| {
                 let function = open(PORTS[usize::from(me.index())][number]);
                 let (host, handle) = ([me.index() + 1; 16], reactor.handle());
                 let driver = block_on(reactor.executor(), || 0, Driver::attach(function, &handle, host));
