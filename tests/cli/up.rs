@@ -292,7 +292,9 @@ fn an_idle_director_costs_next_to_nothing() {
         // 16 MiB of cache, 4 of mirror, 1 MiB of guards per GiB.
         let beyond = resident_bytes(process).saturating_sub((16 + 4 + 1) << 20);
         println!("director {place}: {used} ticks in {seconds} s, {} MiB beyond what is configured", beyond >> 20);
-        assert!(percent < 2, "director {place} used {percent} % of a core");
+        // Without optimisation the checksums of the patrol alone cost more than that.
+        let limit = if env!("CARGO_BIN_EXE_dyad").contains("/debug/") { 6 } else { 2 };
+        assert!(percent < limit, "director {place} used {percent} % of a core");
         assert!(beyond < 64 << 20, "director {place} has {beyond} bytes beyond what is configured");
     }
     up.stop();
