@@ -96,9 +96,28 @@ pub enum Mutation {
     SavedBeforeDurable,
     /// PROTOCOLS 12.1: a takeover forgets that an unmirrored volume was dirty.
     LossIsForgotten,
+    /// The storage engine writes a page before media have the log of its last change.
+    PageBeforeLog,
+    /// The storage engine says that the log is on media before it was flushed.
+    CommitUnflushed,
+    /// The storage engine undoes without compensation records.
+    UndoUnlogged,
+    /// The storage engine moves the start of recovery before what was written is durable.
+    CheckpointUnflushed,
+    /// The storage engine changes a page that was written without its image in the log, so that it cannot be mended if it is torn.
+    ImagesOmitted,
 }
 
 impl Mutation {
+    /// Those that the crash tests of the storage engine must find (`engine/storage/tests/storage`).
+    pub const OF_THE_ENGINE: [Self; 5] = [
+        Self::PageBeforeLog,
+        Self::CommitUnflushed,
+        Self::UndoUnlogged,
+        Self::CheckpointUnflushed,
+        Self::ImagesOmitted,
+    ];
+
     /// Those that the model of the cache must find (`cache/tests/cache`): what they break is not in every director yet.
     pub const OF_THE_VAULT: [Self; 6] = [
         Self::StaleRecordsStay,

@@ -2,11 +2,11 @@
 
 /// Takes fields from the front of some bytes; `None` where they end too early.
 #[derive(Debug, Clone)]
-pub struct Fields<'a>(pub &'a [u8]);
+pub(crate) struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
     /// The next `count` bytes.
-    pub fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
+    pub(crate) fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
@@ -17,27 +17,27 @@ impl<'a> Fields<'a> {
     }
 
     /// One byte.
-    pub fn u8(&mut self) -> Option<u8> {
+    pub(crate) fn u8(&mut self) -> Option<u8> {
         self.array().map(u8::from_le_bytes)
     }
 
     /// Two bytes.
-    pub fn u16(&mut self) -> Option<u16> {
+    pub(crate) fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
     /// Four bytes.
-    pub fn u32(&mut self) -> Option<u32> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
     /// Eight bytes.
-    pub fn u64(&mut self) -> Option<u64> {
+    pub(crate) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
     /// Two bytes of length, and so many bytes.
-    pub fn run(&mut self) -> Option<&'a [u8]> {
+    pub(crate) fn run(&mut self) -> Option<&'a [u8]> {
         let len = self.u16()?;
         self.bytes(usize::from(len))
     }
@@ -47,7 +47,7 @@ impl<'a> Fields<'a> {
 ///
 /// # Panics
 /// If there are 64 KiB or more of them: nothing in a page is so long.
-pub fn put_run(target: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn put_run(target: &mut Vec<u8>, bytes: &[u8]) {
     let len = u16::try_from(bytes.len()).expect("a run is shorter than a page");
     target.extend_from_slice(&len.to_le_bytes());
     target.extend_from_slice(bytes);

@@ -4,11 +4,11 @@ use crate::codec::{Fields, put_run};
 use crate::value::Value;
 
 /// Most bytes of one value.
-pub const VALUE_BYTES_MAX: u32 = 1 << 20;
+pub(crate) const VALUE_BYTES_MAX: u32 = 1 << 20;
 /// Most columns of a table.
-pub const COLUMNS_MAX: usize = 255;
+pub(crate) const COLUMNS_MAX: usize = 255;
 /// Most digits of a decimal.
-pub const PRECISION_MAX: u8 = 38;
+pub(crate) const PRECISION_MAX: u8 = 38;
 
 /// Bytes in front of a row's fixed columns.
 pub(crate) const ROW_HEADER: usize = 4;

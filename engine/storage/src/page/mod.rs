@@ -11,17 +11,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dyad_matrix::Memory;
 use dyad_matrix::memory::RangeError;
 
-pub use self::slots::{NoRoom, SLOT_BYTES};
+#[cfg(test)]
+use self::slots::NoRoom;
+pub(crate) use self::slots::SLOT_BYTES;
 use crate::ids::{Lsn, ObjectId, PageId};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 8192;
 /// Bytes of half a page: a block of the volume, which is the most that is written or lost as one.
-pub const HALF_BYTES: usize = 4096;
+pub(crate) const HALF_BYTES: usize = 4096;
 /// Bytes of the header.
-pub const HEADER_BYTES: usize = 64;
+pub(crate) const HEADER_BYTES: usize = 64;
 /// Bytes that are left for what a page is for.
-pub const BODY_BYTES: usize = PAGE_BYTES - HEADER_BYTES;
+pub(crate) const BODY_BYTES: usize = PAGE_BYTES - HEADER_BYTES;
 
 const HALF_WORDS: usize = HALF_BYTES / 8;
 const VERSION: u16 = 1;
@@ -244,6 +246,12 @@ impl<'a> Page<'a> {
         Lsn(self.u64_at(LSN))
     }
 
+    /// The database that it says it belongs to.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        Stamp(self.u64_at(STAMP))
+    }
+
     /// Notes the record that changed it.
     pub fn set_lsn(&self, lsn: Lsn) {
         self.set(LSN, lsn.0.to_le_bytes());
@@ -275,7 +283,7 @@ impl<'a> Page<'a> {
         if self.checksums() != [self.u32_at(CHECKSUM), self.u32_at(CHECKSUM_HIGH)] {
             return Err(Damage::Checksum);
         }
-        if self.u64_at(STAMP) != stamp.0 {
+        if self.stamp() != stamp {
             return Err(Damage::Foreign);
         }
         let named = PageId::unpack(self.u64_at(NAME));

@@ -5,7 +5,7 @@
 use super::{BODY_BYTES, DATA_END, FREE, HEADER_BYTES, PAGE_BYTES, Page, SLOT_COUNT};
 
 /// Bytes of a slot: where the row is, and how long it is.
-pub const SLOT_BYTES: usize = 4;
+pub(crate) const SLOT_BYTES: usize = 4;
 
 /// The page has no room for the row.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]

@@ -6,15 +6,15 @@ use crate::schema::{Fixed, Place, ROW_HEADER, Schema};
 use crate::value::Value;
 
 /// Most bytes of a row in a page; longer values are taken out of it.
-pub const ROW_BYTES_MAX: usize = 8000;
+pub(crate) const ROW_BYTES_MAX: usize = 8000;
 /// Bytes of a row at least, so that a stub can take its place.
-pub const ROW_BYTES_MIN: usize = STUB_BYTES;
+pub(crate) const ROW_BYTES_MIN: usize = STUB_BYTES;
 /// Bytes of a stub.
-pub const STUB_BYTES: usize = 9;
+pub(crate) const STUB_BYTES: usize = 9;
 /// Bytes in front of a row that was moved: a tag, and where its stub is.
-pub const MOVED_BYTES: usize = 9;
+pub(crate) const MOVED_BYTES: usize = 9;
 /// Bytes that stand for a value that lies elsewhere.
-pub const LONG_BYTES: usize = 16;
+pub(crate) const LONG_BYTES: usize = 16;
 
 /// Marks the end offset of a value that lies elsewhere.
 const LONG: u16 = 0x8000;
@@ -24,7 +24,7 @@ const GHOST: u8 = 0x08;
 /// What a row in a page is.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 #[repr(u8)]
-pub enum RowKind {
+pub(crate) enum RowKind {
     /// Values of a table's columns.
     Data = 0,
     /// Says where the row is now.
@@ -61,7 +61,7 @@ pub enum RowError {
 
 /// The tag and ghost bit of the row at `at`.
 #[inline]
-pub fn kind_of(tag: u8) -> Option<RowKind> {
+pub(crate) fn kind_of(tag: u8) -> Option<RowKind> {
     match tag & KIND_MASK {
         0 => Some(RowKind::Data),
         1 => Some(RowKind::Stub),
@@ -74,18 +74,18 @@ pub fn kind_of(tag: u8) -> Option<RowKind> {
 
 /// Whether a row with this tag was deleted.
 #[inline]
-pub fn is_ghost(tag: u8) -> bool {
+pub(crate) fn is_ghost(tag: u8) -> bool {
     tag & GHOST != 0
 }
 
 /// The tag with the mark of a deleted row set or not.
-pub fn with_ghost(tag: u8, ghost: bool) -> u8 {
+pub(crate) fn with_ghost(tag: u8, ghost: bool) -> u8 {
     if ghost { tag | GHOST } else { tag & !GHOST }
 }
 
 /// A value that lies elsewhere.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub struct LongValue {
+pub(crate) struct LongValue {
     /// Its root, or its only piece.
     pub root: RowId,
     /// Its bytes.
@@ -94,7 +94,7 @@ pub struct LongValue {
 
 /// A value as a row has it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Field {
+pub(crate) enum Field {
     /// In the row.
     Here(Value),
     /// Elsewhere.
@@ -105,7 +105,7 @@ pub enum Field {
 ///
 /// # Errors
 /// [`RowError`], but for `TooLarge`.
-pub fn check(schema: &Schema, values: &[Value]) -> Result<(), RowError> {
+pub(crate) fn check(schema: &Schema, values: &[Value]) -> Result<(), RowError> {
     let columns = schema.columns();
     if values.len() != columns.len() {
         return Err(RowError::Count { values: values.len(), columns: columns.len() });
@@ -133,7 +133,7 @@ fn variable_bytes(value: &Value) -> Option<&[u8]> {
 ///
 /// # Errors
 /// [`RowError::TooLarge`].
-pub fn choose_long(schema: &Schema, values: &[Value]) -> Result<Vec<usize>, RowError> {
+pub(crate) fn choose_long(schema: &Schema, values: &[Value]) -> Result<Vec<usize>, RowError> {
     let mut lengths: Vec<_> =
         values.iter().enumerate().filter_map(|(column, value)| Some((variable_bytes(value)?.len(), column))).collect();
     let mut total = schema.variable_start() + lengths.iter().map(|(len, _)| len).sum::<usize>();
@@ -158,7 +158,7 @@ pub fn choose_long(schema: &Schema, values: &[Value]) -> Result<Vec<usize>, RowE
 ///
 /// # Panics
 /// If the values were not checked.
-pub fn encode(schema: &Schema, values: &[Value], long: &[(usize, LongValue)]) -> Result<Vec<u8>, RowError> {
+pub(crate) fn encode(schema: &Schema, values: &[Value], long: &[(usize, LongValue)]) -> Result<Vec<u8>, RowError> {
     let narrow = |value: usize| u16::try_from(value).map_err(|_| RowError::TooLarge(value));
     let fixed_end = schema.fixed_end();
     let mut row = vec![0; schema.variable_start()];
@@ -208,7 +208,7 @@ fn put_fixed(target: &mut [u8], value: &Value) {
 
 /// The fields of a row; `None` if the bytes are no row of this table.
 #[must_use]
-pub fn decode(schema: &Schema, row: &[u8]) -> Option<Vec<Field>> {
+pub(crate) fn decode(schema: &Schema, row: &[u8]) -> Option<Vec<Field>> {
     use crate::schema::ColumnType as T;
     let fixed_end = schema.fixed_end();
     let head = [u8::try_from(schema.columns().len()).ok()?];
@@ -262,12 +262,12 @@ fn take<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
 }
 
 /// A stub that points to `target`.
-pub fn stub(target: RowId) -> [u8; STUB_BYTES] {
+pub(crate) fn stub(target: RowId) -> [u8; STUB_BYTES] {
     pointer(RowKind::Stub, target)
 }
 
 /// A row that was moved away from `home`.
-pub fn moved(home: RowId, row: &[u8]) -> Vec<u8> {
+pub(crate) fn moved(home: RowId, row: &[u8]) -> Vec<u8> {
     let mut bytes = pointer(RowKind::Moved, home).to_vec();
     bytes.extend_from_slice(row);
     bytes
@@ -281,7 +281,7 @@ fn pointer(kind: RowKind, to: RowId) -> [u8; 9] {
 }
 
 /// Where a stub, or a row that was moved, points.
-pub fn pointed_to(row: &[u8]) -> Option<RowId> {
+pub(crate) fn pointed_to(row: &[u8]) -> Option<RowId> {
     Some(RowId::unpack(u64::from_le_bytes(take(row.get(1..)?)?)))
 }
 
