@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use dyad_director::up::{Directory, Plan, Progress, StopRequests, run as run_array};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -28,7 +28,19 @@ pub(crate) struct Arguments {
     /// For a new directory: where the first director's control plane listens; the others on the ports after it
     #[arg(long, default_value = "127.0.0.1:7600", conflicts_with = "config")]
     control: SocketAddr,
+    /// For a new directory: what directors meet over
+    #[arg(long, value_enum, default_value_t = Matrix::Shm, conflicts_with = "config")]
+    matrix: Matrix,
 }
+
+#[derive(Debug, Copy, Clone, ValueEnum)]
+enum Matrix {
+    Shm,
+    Tcp,
+}
+
+/// Where the first director of a new array meets the others over TCP.
+const MATRIX_PORT: u16 = 7700;
 
 fn parse_directors(text: &str) -> Result<u8, String> {
     match text.parse() {
@@ -69,7 +81,11 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let directory = match &arguments.config {
         Some(configuration) => Directory::open(&arguments.dir, configuration),
         None => {
-            let plan = Plan::new(arguments.directors.unwrap_or(2), arguments.control);
+            let matrix_port = match arguments.matrix {
+                Matrix::Shm => None,
+                Matrix::Tcp => Some(MATRIX_PORT),
+            };
+            let plan = Plan { matrix_port, ..Plan::new(arguments.directors.unwrap_or(2), arguments.control) };
             Directory::open_or_make(&arguments.dir, &plan, arguments.directors)
         }
     };

@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod demo;
 pub mod doctor;
+pub mod fabric;
 pub mod layout;
 pub mod membership;
 pub mod node;

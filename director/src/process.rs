@@ -1,4 +1,4 @@
-//! A director as a process: one reactor with the shared-memory matrix and its NVMe devices, and one control thread, never mixed.
+//! A director as a process: one reactor with its end of the matrix and its NVMe devices, and one control thread, never mixed.
 //!
 //! It checks everything before it serves. It says on standard output where its control plane is and what it becomes, one [`StatusLine`] per change, and
 //! ends with [`Ended::Fresh`] when it has lost its epoch: whoever started it starts it again, as a fresh incarnation (PROTOCOLS 2.1).
@@ -19,15 +19,15 @@ use dyad_backend::vfio_user::{ConnectError, VfioUserFunction};
 use dyad_cache::VolumeId;
 use dyad_matrix::Memory;
 use dyad_matrix::memory::HugePages;
-use dyad_matrix::shm::{ShmError, ShmLimits, ShmProvider};
 use dyad_nvme::types::BlockCount;
 use dyad_reactor::executor::Limits;
 use dyad_reactor::reactor::{Options, ReactorError, max_spin_for};
 use dyad_reactor::{Reactor, Source, Stopper};
 
-use crate::config::{Config, DeviceAddress, DirectorNumber, PairRegistry};
+use crate::config::{Config, DeviceAddress, DirectorNumber, MatrixAddress, MatrixSecurity, PairRegistry};
 use crate::control::{self, ControlError};
 use crate::doctor::{self, Finding, Verdict};
+use crate::fabric::{Fabric, FabricError};
 use crate::membership::{DirectorId, Incarnation, PairRecord, Timing};
 use crate::node::home_group::group_blocks;
 use crate::node::port::{self, Listening, PortConfig, PortError};
@@ -55,9 +55,11 @@ pub struct ProcessConfig {
     /// Where the pair's records are.
     pub registry: PairRegistry,
     /// Its end of the matrix.
-    pub matrix: PathBuf,
+    pub matrix: MatrixAddress,
     /// Its partner's.
-    pub partner: PathBuf,
+    pub partner: MatrixAddress,
+    /// With whom the matrix speaks.
+    pub security: MatrixSecurity,
     /// Its ways to the devices.
     pub devices: Vec<DeviceAddress>,
     /// Frames of the cache.
@@ -92,6 +94,7 @@ impl ProcessConfig {
             registry: config.registry_of(pair.id),
             matrix: director.matrix.clone(),
             partner: config.partner(director).matrix.clone(),
+            security: config.security.clone(),
             devices: director.devices.clone(),
             cache_frames: frames(pair.cache.blocks()),
             mirror_frames: frames(pair.mirror.blocks()),
@@ -148,12 +151,12 @@ pub enum ProcessError {
     )]
     NoReservations(DeviceAddress),
     /// The matrix.
-    #[error("the matrix at {path}: {source}")]
+    #[error("the matrix at {address}: {source}")]
     Matrix {
         /// Where.
-        path: PathBuf,
+        address: MatrixAddress,
         /// Why not.
-        source: ShmError,
+        source: FabricError,
     },
     /// A device's port.
     #[error("the device at {path}: {source}")]
@@ -322,8 +325,8 @@ fn run<D: Device + Source>(
     let address = listening.as_ref().map(Listening::address);
     block_on(reactor.executor(), || 0, port::put_on_record(&registry, config.me, address)).map_err(PortError::from)?;
 
-    let provider = ShmProvider::new(&config.matrix, u64::from(incarnation.0), ShmLimits::default())
-        .map_err(|source| ProcessError::Matrix { path: config.matrix.clone(), source })?;
+    let provider = Fabric::new(&config.matrix, &config.security, u64::from(incarnation.0))
+        .map_err(|source| ProcessError::Matrix { address: config.matrix.clone(), source })?;
     for device in &devices {
         reactor.add_source(device.clone())?;
     }
@@ -335,7 +338,7 @@ fn run<D: Device + Source>(
         incarnation,
         array: config.array,
         timing: config.timing,
-        partner_host: config.partner.to_string_lossy().into_owned(),
+        partner_host: config.partner.to_string(),
         volume: whole_group(VOLUME, group_blocks(devices_max, blocks)),
         cache_frames: config.cache_frames,
         mirror_frames: config.mirror_frames,

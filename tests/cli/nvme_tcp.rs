@@ -30,9 +30,21 @@ fn home(processes: &Processes) -> Option<DirectorId> {
     BOTH.into_iter().find(|me| processes.status(*me).is_some_and(|status| status.serves))
 }
 
-fn start(array: &ArrayDir, addresses: [SocketAddr; 2]) -> Processes {
+/// The directors meet over TCP, with a secret.
+fn meet_over_tcp(array: &ArrayDir) {
+    let path = array.configuration();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text =
+        (0..2).fold(text, |text, n| text.replace(&format!("director{n}.sock"), &format!("127.0.0.1:{}", free_port())));
+    std::fs::write(&path, format!("{text}\n[matrix]\nsecret = \"0123456789abcdef0123456789abcdef\"\n")).unwrap();
+}
+
+fn start(array: &ArrayDir, addresses: [SocketAddr; 2], tcp: bool) -> Processes {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_dyad"));
     let processes = Processes::new(array.clone()).unwrap().with_program(program);
+    if tcp {
+        meet_over_tcp(array);
+    }
     let mut processes = BOTH
         .into_iter()
         .zip(addresses)
@@ -80,9 +92,18 @@ async fn check_all(volume: &impl Volume, round: u8) {
 
 #[test]
 fn a_host_goes_on_over_the_other_director_when_the_home_is_killed() {
+    a_host_goes_on(false);
+}
+
+#[test]
+fn a_host_goes_on_with_directors_that_meet_over_tcp() {
+    a_host_goes_on(true);
+}
+
+fn a_host_goes_on(tcp: bool) {
     let directory = tempfile::tempdir().unwrap();
     let addresses = [(); 2].map(|()| SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())));
-    let mut processes = start(&ArrayDir::new(directory.path()), addresses);
+    let mut processes = start(&ArrayDir::new(directory.path()), addresses, tcp);
     let config = TcpInitiatorConfig {
         addresses: addresses.to_vec(),
         subsystem_nqn: array_nqn([0xda; 16]),

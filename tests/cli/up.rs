@@ -10,6 +10,7 @@ use dyad_director::control::client::Client;
 use dyad_director::control::view::{Device, Group, Status};
 use dyad_director::layout::ArrayDir;
 use dyad_director::trial::load::{Host, Order, Report};
+use dyad_director::up::Plan;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -28,8 +29,12 @@ struct Up {
 
 impl Up {
     fn start(directory: &Path, arguments: &[&str]) -> Self {
+        Self::start_with(directory, &[&["--control", "127.0.0.1:0"], arguments].concat())
+    }
+
+    fn start_with(directory: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dyad"));
-        command.arg("up").arg("--dir").arg(directory).args(["--control", "127.0.0.1:0"]).args(arguments);
+        command.arg("up").arg("--dir").arg(directory).args(arguments);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let (said, lines) = channel();
@@ -208,6 +213,73 @@ fn more_pairs_run_beside_each_other() {
     assert!(up.status(0).serves && up.status(0).epoch == 1);
     up.wait_for("the array is up");
     up.stop();
+}
+
+/// An etcd with one member. It ends with the test.
+struct Etcd(Child);
+
+impl Etcd {
+    /// `None`, loudly, if this machine has none.
+    fn start(directory: &Path) -> Option<(Self, String)> {
+        let [client, peer] = [(); 2].map(|()| {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            format!("http://{}", free.local_addr().unwrap())
+        });
+        let mut command = Command::new("etcd");
+        command.arg("--data-dir").arg(directory.join("etcd")).args(["--log-level", "error", "--name", "one"]);
+        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &format!("one={peer}")]);
+        match command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
+            Ok(child) => Some((Self(child), client)),
+            Err(error) => {
+                println!("SKIPPED: no etcd ({error}); `apt-get install etcd-server`");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the example for two nodes configures, on one: the registry in etcd, directors that meet over TCP with a secret.
+#[test]
+fn an_array_with_etcd_and_a_matrix_over_tcp_loses_a_director_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((_etcd, endpoint)) = Etcd::start(dir.path()) else { return };
+    let plan = Plan { matrix_port: Some(free_ports()), ..Plan::new(2, "127.0.0.1:0".parse().unwrap()) };
+    let text = plan.text([5; 16]).replace("directory = \"registry\"", &format!("etcd = [\"{endpoint}\"]"));
+    let text = format!("{text}\n[matrix]\nsecret = \"0123456789abcdef0123456789abcdef\"\n");
+    let configuration = dir.path().join("two.toml");
+    std::fs::write(&configuration, text).unwrap();
+    // etcd takes a while until it answers.
+    let doctor = || dyad(&["doctor", "--config", configuration.to_str().unwrap(), "--json"]);
+    let answers = |output: &std::process::Output| stdout(output).contains("etcd answers at one of 1 endpoints");
+    assert!((0..100).any(|_| answers(&doctor())), "{}", stdout(&doctor()));
+
+    let mut up = Up::start_with(dir.path(), &["--config", configuration.to_str().unwrap()]);
+    up.wait_for("the array is up");
+    assert!(!dir.path().join("registry").exists(), "nothing is in a directory");
+    kill_director(up.status(0).process);
+    up.wait_for("director 0 died");
+    up.wait_for("the array is up");
+    assert!(up.status(1).serves);
+    up.stop();
+}
+
+/// The first of two ports, one behind the other, that nobody has now.
+fn free_ports() -> u16 {
+    let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).ok();
+    let first = |_| {
+        let first = free(0)?.local_addr().ok()?.port();
+        free(first.checked_add(1)?).map(|_| first)
+    };
+    (0..100).find_map(first).expect("two free ports")
 }
 
 #[test]

@@ -9,8 +9,8 @@ use toml::Spanned;
 
 use super::document::{self, Document};
 use super::{
-    ArrayName, ByteSize, Config, ConfigError, DeviceAddress, Director, DirectorNumber, Pair, PairNumber, Reason,
-    RegistryPlace, Shelf, Token,
+    ArrayName, ByteSize, Config, ConfigError, DeviceAddress, Director, DirectorNumber, MatrixAddress, MatrixSecurity,
+    Pair, PairNumber, Reason, RegistryPlace, Shelf, Token,
 };
 use crate::membership::DirectorId;
 
@@ -38,7 +38,7 @@ fn line_of(text: &str, at: usize) -> usize {
 }
 
 fn checked(document: Document, base: &Path) -> Result<Config, Wrong> {
-    let Document { array, registry, control, pairs: in_pairs, directors: in_directors, shelf } = document;
+    let Document { array, registry, control, matrix, pairs: in_pairs, directors: in_directors, shelf } = document;
     let whole = registry.span();
     let token = control.token.as_ref().map(token).transpose()?;
     let pairs = pairs(&in_pairs)?;
@@ -57,6 +57,7 @@ fn checked(document: Document, base: &Path) -> Result<Config, Wrong> {
         array: name,
         uuid,
         registry,
+        security: security(&matrix)?,
         token,
         pairs,
         directors,
@@ -72,6 +73,31 @@ fn checked(document: Document, base: &Path) -> Result<Config, Wrong> {
 
 fn token(token: &Spanned<String>) -> Result<Token, Wrong> {
     Token::new(token.as_ref()).ok_or_else(|| (token.span(), Reason::Token))
+}
+
+/// Fewest characters of the matrix's secret.
+const SECRET_LEN_MIN: usize = 32;
+
+fn security(matrix: &document::Matrix) -> Result<MatrixSecurity, Wrong> {
+    match &matrix.secret {
+        Some(secret) => {
+            let strong = Token::new(secret.as_ref()).filter(|secret| secret.as_str().len() >= SECRET_LEN_MIN);
+            strong.map(MatrixSecurity::Secret).ok_or_else(|| (secret.span(), Reason::Secret))
+        }
+        None if matrix.trusted_network => Ok(MatrixSecurity::TrustedNetwork),
+        None => Ok(MatrixSecurity::Loopback),
+    }
+}
+
+fn matrix(written: &Spanned<String>, base: &Path) -> Result<MatrixAddress, Wrong> {
+    let text: &String = written.as_ref();
+    match text.parse::<SocketAddr>() {
+        Ok(address) if !address.ip().is_unspecified() && address.port() != 0 => Ok(MatrixAddress::Tcp(address)),
+        Err(_) if Path::new(text).extension().is_some_and(|extension| extension == "sock") => {
+            Ok(MatrixAddress::Socket(base.join(text)))
+        }
+        Ok(_) | Err(_) => Err((written.span(), Reason::MatrixAddress(text.clone()))),
+    }
 }
 
 fn registry_place(registry: document::Registry, whole: Range<usize>, base: &Path) -> Result<RegistryPlace, Wrong> {
@@ -134,7 +160,7 @@ fn directors(written: &[Spanned<document::Director>], pairs: &[Pair], base: &Pat
             pair,
             role: DirectorId::A,
             host: director.host.as_ref().clone(),
-            matrix: base.join(director.matrix.as_ref()),
+            matrix: matrix(&director.matrix, base)?,
             devices: devices(id, &director.devices, base)?,
             control: *director.control.as_ref(),
             nvme_tcp: port(director)?,
@@ -212,7 +238,7 @@ fn place_of(
     director.map_or(0..0, |director| what(director.as_ref()))
 }
 
-/// Who may be on different machines: nobody whose registry is a directory, and no two of a pair.
+/// Who may be on different machines: nobody whose registry is a directory, and no two of a pair that do not reach each other and all devices.
 fn one_machine(config: &Config, written: &[Spanned<document::Director>], registry: Range<usize>) -> Result<(), Wrong> {
     let first = &config.directors[0];
     let elsewhere = config.directors.iter().find(|director| director.host != first.host);
@@ -222,10 +248,22 @@ fn one_machine(config: &Config, written: &[Spanned<document::Director>], registr
     }
     for director in &config.directors {
         let partner = config.partner(director);
-        if director.host != partner.host {
-            let (pair, first, other) = (director.pair.0, director.id.0, partner.id.0);
-            let place = place_of(written, director.id, |written| written.host.span());
+        let (pair, first, other) = (director.pair.0, director.id.0, partner.id.0);
+        let reaches = |director: &Director| {
+            matches!(director.matrix, MatrixAddress::Tcp(address) if !address.ip().is_loopback())
+                && director.devices.iter().all(|device| matches!(device, DeviceAddress::Pci(_)))
+        };
+        if director.host != partner.host && !(reaches(director) && reaches(partner)) {
+            let place = place_of(written, director.id, |written| written.id.span());
             return Err((place, Reason::PairOnSeveralHosts { pair, first, other }));
+        }
+        let place = || place_of(written, director.id, |written| written.matrix.span());
+        if matches!(director.matrix, MatrixAddress::Tcp(_)) != matches!(partner.matrix, MatrixAddress::Tcp(_)) {
+            return Err((place(), Reason::MatrixMixed { pair, first, other }));
+        }
+        let far = matches!(director.matrix, MatrixAddress::Tcp(address) if !address.ip().is_loopback());
+        if far && config.security == MatrixSecurity::Loopback {
+            return Err((place(), Reason::SecretMissing(director.id.0)));
         }
     }
     Ok(())
@@ -235,8 +273,13 @@ fn one_machine(config: &Config, written: &[Spanned<document::Director>], registr
 fn addresses(config: &Config, written: &[Spanned<document::Director>]) -> Result<(), Wrong> {
     for (at, director) in config.directors.iter().enumerate() {
         let before = || config.directors[..at].iter().filter(|other| other.host == director.host);
-        let listens =
-            |other: &Director| [Some(other.control), other.nvme_tcp].into_iter().flatten().collect::<Vec<_>>();
+        let listens = |other: &Director| {
+            let matrix = match other.matrix {
+                MatrixAddress::Tcp(address) => Some(address),
+                MatrixAddress::Socket(_) => None,
+            };
+            [Some(other.control), other.nvme_tcp, matrix].into_iter().flatten().collect::<Vec<_>>()
+        };
         let taken: Vec<_> = before().flat_map(listens).collect();
         // Port 0 is any that is free.
         if director.control.port() != 0 && taken.contains(&director.control) {
@@ -249,7 +292,7 @@ fn addresses(config: &Config, written: &[Spanned<document::Director>]) -> Result
         }
         if before().any(|other| other.matrix == director.matrix) {
             let place = place_of(written, director.id, |written| written.matrix.span());
-            return Err((place, Reason::AddressTwice(director.matrix.display().to_string())));
+            return Err((place, Reason::AddressTwice(director.matrix.to_string())));
         }
         if let Some(device) =
             director.devices.iter().find(|device| before().any(|other| other.devices.contains(device)))

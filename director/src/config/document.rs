@@ -29,6 +29,8 @@ pub(super) struct Document {
     #[serde(default)]
     pub(super) control: Control,
     #[serde(default)]
+    pub(super) matrix: Matrix,
+    #[serde(default)]
     pub(super) pairs: Vec<Spanned<Pair>>,
     #[serde(default)]
     pub(super) directors: Vec<Spanned<Director>>,
@@ -53,6 +55,14 @@ pub(super) struct Registry {
 #[serde(deny_unknown_fields)]
 pub(super) struct Control {
     pub(super) token: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Matrix {
+    pub(super) secret: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) trusted_network: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -92,7 +102,7 @@ pub(super) struct Director {
     pub(super) pair: Spanned<u8>,
     #[serde(default = "default_host")]
     pub(super) host: Spanned<String>,
-    pub(super) matrix: Spanned<PathBuf>,
+    pub(super) matrix: Spanned<String>,
     pub(super) devices: Spanned<Vec<Spanned<String>>>,
     pub(super) control: Spanned<SocketAddr>,
     pub(super) nvme_tcp: Option<Spanned<SocketAddr>>,

@@ -86,10 +86,10 @@ pub enum Reason {
         /// And another.
         other: String,
     },
-    /// The link between partners is shared memory today.
+    /// Shared memory, or a shelf's sockets, do not reach there.
     #[error(
-        "directors {first} and {other} of pair {pair} are on different hosts: a pair's directors are on one host, because the matrix \
-         between machines is not there yet"
+        "directors {first} and {other} of pair {pair} are on different hosts: each needs `matrix = \"ADDRESS:PORT\"` that the other \
+         reaches, and devices with PCI addresses"
     )]
     PairOnSeveralHosts {
         /// Which.
@@ -147,6 +147,33 @@ pub enum Reason {
         /// The heartbeat.
         heartbeat_ms: u32,
     },
+    /// No address for a matrix.
+    #[error(
+        "{0} is no end of a matrix: a path to a socket (....sock), for one host, or ADDRESS:PORT, which the others reach"
+    )]
+    MatrixAddress(String),
+    /// One speaks shared memory and the other TCP.
+    #[error(
+        "directors {first} and {other} of pair {pair} do not meet: `matrix` is a path for both, or ADDRESS:PORT for both"
+    )]
+    MatrixMixed {
+        /// Which.
+        pair: u8,
+        /// One.
+        first: u8,
+        /// And the other.
+        other: u8,
+    },
+    /// Anybody could be a director.
+    #[error(
+        "director {0}'s matrix is beyond loopback: give a `secret` under [matrix], or say `trusted_network = true` there"
+    )]
+    SecretMissing(u8),
+    /// Too short for the matrix.
+    #[error(
+        "the matrix's secret has at least 32 printable characters and no spaces; make one with `openssl rand -hex 24`"
+    )]
+    Secret,
     /// Two cannot listen at one.
     #[error("{0} is used twice")]
     AddressTwice(String),

@@ -65,6 +65,35 @@ pub enum RegistryPlace {
     Etcd(Vec<Endpoint>),
 }
 
+/// A director's end of the matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MatrixAddress {
+    /// Shared memory, met through a socket: for processes of one host.
+    Socket(PathBuf),
+    /// TCP: for any.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for MatrixAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => path.display().fmt(f),
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
+/// With whom a matrix over TCP speaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MatrixSecurity {
+    /// With processes of this host.
+    Loopback,
+    /// With whoever has the secret; all is encrypted.
+    Secret(Token),
+    /// With anybody: the operator says that nobody else reaches the network.
+    TrustedNetwork,
+}
+
 /// Where a director reaches a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceAddress {
@@ -118,7 +147,7 @@ pub struct Director {
     /// The machine that it runs on.
     pub host: String,
     /// Its end of the matrix, where its partner and hosts connect.
-    pub matrix: PathBuf,
+    pub matrix: MatrixAddress,
     /// Its ways to the devices of the pair.
     pub devices: Vec<DeviceAddress>,
     /// Where its control plane listens.
@@ -146,7 +175,7 @@ pub struct Shelf {
     pub cache_blocks: u32,
 }
 
-/// What clients of the control plane beyond loopback must show.
+/// A secret: what clients of the control plane beyond loopback must show, or what directors know each other by.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
@@ -184,6 +213,8 @@ pub struct Config {
     pub uuid: [u8; 16],
     /// Where the registry is.
     pub registry: RegistryPlace,
+    /// With whom the matrix speaks.
+    pub security: MatrixSecurity,
     /// For the control planes.
     pub token: Option<Token>,
     /// In order of their numbers.

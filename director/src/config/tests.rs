@@ -46,7 +46,7 @@ fn a_good_file_becomes_what_it_says() {
     let ids: Vec<_> = config.directors.iter().map(|director| (director.id.0, director.role)).collect();
     assert_eq!(ids, [(0, DirectorId::A), (1, DirectorId::B)]);
     let a = config.director(DirectorNumber(0)).expect("there");
-    assert_eq!(a.matrix, Path::new("/etc/dyad/a.sock"));
+    assert_eq!(a.matrix, MatrixAddress::Socket("/etc/dyad/a.sock".into()));
     assert_eq!(a.devices[1], DeviceAddress::Socket("/etc/dyad/shelf/disk1.port0.sock".into()));
     assert_eq!(a.advertise, Some("192.0.2.7:4420".parse().expect("an address")));
     assert_eq!(config.partner(a).id, DirectorNumber(1));
@@ -55,6 +55,20 @@ fn a_good_file_becomes_what_it_says() {
     assert_eq!(config.registry_of(PairNumber(3)), PairRegistry::Embedded("/etc/dyad/registry/pair3".into()));
     assert_ne!(config.uuid_of(PairNumber(1)), config.uuid_of(PairNumber(0)));
     assert!(config.shelf.is_some_and(|shelf| shelf.files && shelf.cache_blocks == 1024));
+}
+
+#[test]
+fn the_example_is_good() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/example.toml");
+    let config = Config::read(&path).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((config.directors.len(), config.pairs[0].cache.to_string()), (2, "8GiB".to_owned()));
+    assert!(matches!(config.registry, RegistryPlace::Etcd(endpoints) if endpoints.len() == 3));
+    // What it says is the default is.
+    let text = std::fs::read_to_string(&path)
+        .expect("read")
+        .replace("heartbeat_ms = 100\n", "")
+        .replace("lease_ms = 600 ", "# ");
+    assert_eq!(Config::parse(&text, &path).expect("good").pairs, config.pairs);
 }
 
 #[test]
@@ -93,6 +107,10 @@ const BAD: &[(&str, &str, usize, &str)] = &[
     ("id = 1\n", "id = 1\nhost = \"\"\n", 12, "not empty"),
     ("id = 1\n", "id = 1\nhost = \"other\"\n", 4, "several hosts (localhost, other)"),
     ("matrix = \"b.sock\"", "matrix = \"a.sock\"", 13, "a.sock is used twice"),
+    ("matrix = \"b.sock\"", "matrix = \"b\"", 13, "no end of a matrix"),
+    ("matrix = \"b.sock\"", "matrix = \"0.0.0.0:7700\"", 13, "no end of a matrix"),
+    ("matrix = \"b.sock\"", "matrix = \"127.0.0.1:7700\"", 19, "do not meet"),
+    ("[[pairs]]", "[matrix]\nsecret = \"too-short-for-this\"\n[[pairs]]", 7, "32 printable"),
     ("127.0.0.1:7601", "127.0.0.1:7600", 15, "7600 is used twice"),
     ("127.0.0.1:7601", "0.0.0.0:7601", 15, "beyond loopback"),
     ("127.0.0.1:7601", "localhost", 15, "socket address"),
@@ -120,12 +138,26 @@ fn bad_files_are_refused_with_line_and_reason() {
 }
 
 #[test]
-fn partners_on_different_machines_are_refused_even_with_etcd() {
+fn partners_on_different_machines_reach_each_other_and_all_devices_or_are_refused() {
     let text = GOOD
         .replace("directory = \"registry\"", "etcd = [\"http://10.0.0.1:2379\"]")
         .replace("id = 1\n", "id = 1\nhost = \"other\"\n");
-    let error = parse(&text).expect_err("no matrix between machines").to_string();
-    assert!(error.contains("matrix between machines is not there yet"), "{error}");
+    let refused = |text: &str, word: &str| {
+        let error = parse(text).expect_err(word).to_string();
+        assert!(error.contains(word), "{error}");
+    };
+    refused(&text, "that the other reaches");
+    let text = text.replace("a.sock", "10.0.0.1:7700").replace("b.sock", "10.0.0.2:7700");
+    refused(&text, "that the other reaches");
+    let address = |n: usize| format!("shelf/disk{}.port{}.sock", n / 2, n % 2);
+    let text = (0..4).fold(text, |text, n| text.replace(&address(n), &format!("0{n}:00.0")));
+    refused(&text, "beyond loopback");
+    let config = parse(&text.replace("[[pairs]]", "[matrix]\ntrusted_network = true\n[[pairs]]")).expect("good");
+    assert_eq!(config.security, MatrixSecurity::TrustedNetwork);
+    let secret = "0123456789abcdef0123456789abcdef";
+    let config =
+        parse(&text.replace("[[pairs]]", &format!("[matrix]\nsecret = \"{secret}\"\n[[pairs]]"))).expect("good");
+    assert!(matches!(&config.security, MatrixSecurity::Secret(token) if token.as_str() == secret));
 }
 
 #[test]

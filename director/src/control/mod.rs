@@ -54,7 +54,7 @@ impl Facts {
             pair: director.pair.0,
             host: director.host.clone(),
             control: director.control.to_string(),
-            matrix: director.matrix.display().to_string(),
+            matrix: director.matrix.to_string(),
         });
         Self {
             array: config.array.to_string(),

@@ -1,7 +1,8 @@
 //! What one configuration needs: its registry, and for each director its end of the matrix, its control plane's port and its devices.
 
 use std::ffi::OsStr;
-use std::net::TcpListener;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use dyad_reactor::executor::{Executor, Limits};
 use nix::sys::statvfs::statvfs;
 
 use super::Finding;
-use crate::config::{Config, DeviceAddress, Director, PairRegistry};
+use crate::config::{Config, DeviceAddress, Director, MatrixAddress, PairRegistry};
 use crate::control::client::Client;
 use crate::control::view::Status;
 use crate::node::transition::pair_key;
@@ -96,8 +97,15 @@ fn point(director: &Director, what: &str) -> String {
 
 /// Somebody listens at its end of the matrix: for packets, so a stream is refused as the wrong kind (unix(7)) and disturbs nobody.
 fn is_running(director: &Director) -> bool {
-    let refused = UnixStream::connect(&director.matrix).map_err(|error| error.raw_os_error());
-    matches!(refused, Ok(_) | Err(Some(EPROTOTYPE)))
+    match &director.matrix {
+        MatrixAddress::Socket(path) => {
+            let refused = UnixStream::connect(path).map_err(|error| error.raw_os_error());
+            matches!(refused, Ok(_) | Err(Some(EPROTOTYPE)))
+        }
+        MatrixAddress::Tcp(address) => {
+            TcpListener::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+        }
+    }
 }
 
 const EPROTOTYPE: i32 = nix::errno::Errno::EPROTOTYPE as i32;
@@ -105,14 +113,18 @@ const EPROTOTYPE: i32 = nix::errno::Errno::EPROTOTYPE as i32;
 /// Its end of the matrix can be made.
 pub(super) fn matrix(director: &Director) -> Finding {
     let point = point(director, "matrix");
-    let shown = director.matrix.display().to_string();
-    if OsStr::as_bytes(director.matrix.as_os_str()).len() >= SOCKET_PATH_MAX {
+    let path = match &director.matrix {
+        MatrixAddress::Socket(path) => path,
+        MatrixAddress::Tcp(address) => return listens(point, address),
+    };
+    let shown = path.display().to_string();
+    if OsStr::as_bytes(path.as_os_str()).len() >= SOCKET_PATH_MAX {
         let mend = format!(
             "a socket's path has less than {SOCKET_PATH_MAX} bytes: use a directory with a shorter name, like /run/dyad"
         );
         return Finding::bad(point, shown, mend);
     }
-    let parent = director.matrix.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !parent.is_dir() {
         return Finding::bad(
             point,
@@ -125,6 +137,25 @@ pub(super) fn matrix(director: &Director) -> Finding {
         return Finding::bad(point, found, "run as the user that owns the directory, or name another one");
     }
     Finding::good(point, shown)
+}
+
+/// It can listen there, or a director does already.
+fn listens(point: String, address: &SocketAddr) -> Finding {
+    match TcpListener::bind(address) {
+        Ok(_) => Finding::good(point, format!("{address} is free")),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let mend = format!(
+                "unless it is the director itself, end what listens there (`ss -ltnp 'sport = :{}'`)",
+                address.port()
+            );
+            Finding::warning(point, format!("{address} is in use"), mend)
+        }
+        Err(error) => Finding::bad(
+            point,
+            format!("{address}: {error}"),
+            "name an address of this machine, that the other directors reach",
+        ),
+    }
 }
 
 /// Its control plane can listen, or is itself the one that does.

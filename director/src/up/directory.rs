@@ -91,6 +91,8 @@ pub struct Plan {
     pub size: ByteSize,
     /// Cache of each director.
     pub cache: ByteSize,
+    /// The directors meet over TCP on loopback, the first at this port, the others at those after it; otherwise in shared memory.
+    pub matrix_port: Option<u16>,
     /// Devices keep their blocks in files; otherwise they are gone with the shelf.
     pub files: bool,
 }
@@ -100,13 +102,21 @@ impl Plan {
     #[must_use]
     pub fn new(directors: u8, control: SocketAddr) -> Self {
         let size = |text: &str| text.parse().expect("a size");
-        Self { directors, control, devices: 2, size: size("256MiB"), cache: size("16MiB"), files: true }
+        Self {
+            directors,
+            control,
+            devices: 2,
+            size: size("256MiB"),
+            cache: size("16MiB"),
+            matrix_port: None,
+            files: true,
+        }
     }
 
     /// The configuration's text for an array with this UUID.
     #[must_use]
     pub fn text(&self, uuid: [u8; 16]) -> String {
-        let Self { directors, control, devices, size, cache, files } = self;
+        let Self { directors, control, devices, size, cache, matrix_port, files } = self;
         let (uuid, pairs) = (hex(uuid), directors / 2);
         let mut text = format!(
             "# Made by `dyad up`; it may be changed while the array is stopped.\n\n\
@@ -127,8 +137,12 @@ impl Plan {
             if control.port() != 0 {
                 control.set_port(control.port().saturating_add(director.into()));
             }
+            let matrix = match matrix_port {
+                Some(port) => format!("127.0.0.1:{}", port.saturating_add(director.into())),
+                None => format!("director{director}.sock"),
+            };
             text.push_str(&format!(
-                "\n[[directors]]\nid = {director}\npair = {pair}\nmatrix = \"director{director}.sock\"\n\
+                "\n[[directors]]\nid = {director}\npair = {pair}\nmatrix = \"{matrix}\"\n\
                  control = \"{control}\"\ndevices = [{}]\n",
                 addresses.join(", ")
             ));
@@ -269,8 +283,8 @@ mod tests {
 
     #[test]
     fn what_is_made_can_be_read_for_every_size() {
-        for directors in [2, 4, 8] {
-            let text = plan(directors).text([7; 16]);
+        for (directors, matrix_port) in [(2, None), (4, Some(7700)), (8, None)] {
+            let text = Plan { matrix_port, ..plan(directors) }.text([7; 16]);
             let config =
                 Config::parse(&text, Path::new("a/dyad.toml")).unwrap_or_else(|error| panic!("{error}\n{text}"));
             assert_eq!(config.directors.len(), usize::from(directors));
