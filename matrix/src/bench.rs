@@ -1,5 +1,5 @@
 //! What `dyad bench matrix` measures: the `shm` provider between two processes, next to plain TCP loopback, a Unix socket and
-//! memcpy in the same run, each several times in turn (DESIGN 8).
+//! memcpy in the same run, each several times in turn (DESIGN 8); streams, and the `tcp` provider.
 //!
 //! The caller runs [`run`] and brings a way to start a second process, which runs [`serve`]. The loops here poll the provider
 //! as a reactor does, but without its tasks: the figures are the transport's.
@@ -8,6 +8,7 @@ mod crowd;
 mod figures;
 mod sockets;
 mod station;
+mod streams;
 mod vi;
 
 use std::path::Path;
@@ -18,6 +19,7 @@ use nix::errno::Errno;
 
 use crate::provider::{PostError, ResourceError};
 use crate::shm::ShmError;
+use crate::tcp::TcpError;
 
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,9 @@ pub enum BenchError {
     /// A provider could not be started.
     #[error(transparent)]
     Provider(#[from] ShmError),
+    /// As above, over TCP.
+    #[error(transparent)]
+    Tcp(#[from] TcpError),
     /// The provider had no room.
     #[error(transparent)]
     Resource(#[from] ResourceError),
@@ -61,11 +66,16 @@ impl Drop for Other {
 /// # Errors
 /// [`BenchError`].
 pub fn run(server: &mut Command, directory: &Path, mut progress: impl FnMut(&str)) -> Result<Vec<Row>, BenchError> {
+    let mut figures = figures::Figures::default();
+    // Before the other process is there: its thread that serves never rests.
+    for round in 1..=ROUNDS {
+        progress(&format!("streams, round {round} of {ROUNDS}"));
+        streams::round(directory, &mut figures)?;
+    }
     let _other = Other(server.spawn()?);
     let mut shm = vi::Client::connect(directory)?;
     let mut sockets = sockets::Client::connect(directory)?;
     let crowds = [crowd::Crowd::gather(directory, FEW)?, crowd::Crowd::gather(directory, MANY)?];
-    let mut figures = figures::Figures::default();
     for round in 1..=ROUNDS {
         progress(&format!("round {round} of {}", ROUNDS));
         for bytes in [64, 4096] {

@@ -14,6 +14,7 @@ macro_rules! cases {
 mod connections;
 mod exchange;
 mod protection;
+pub mod streams;
 mod transfers;
 
 use std::task::{Context, Poll, Waker};
@@ -48,7 +49,7 @@ pub type Case<B> = (&'static str, fn(&mut B));
 /// All tests; each wants a fresh bed.
 #[must_use]
 pub fn cases<B: Bed>() -> Vec<Case<B>> {
-    let rooms = [transfers::cases(), protection::cases(), connections::cases(), exchange::cases()];
+    let rooms = [transfers::cases(), protection::cases(), connections::cases(), exchange::cases(), streams::cases()];
     rooms.into_iter().flatten().collect()
 }
 

@@ -15,6 +15,7 @@ pub mod provider;
 pub mod shm;
 pub mod sim;
 pub mod socket;
+pub mod stream;
 pub mod tcp;
 
 mod completion;

@@ -17,6 +17,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dyad_matrix::conformance::streams::story;
 use dyad_matrix::conformance::{Bed, Case, cases};
 use dyad_matrix::shm::{ShmLimits, ShmProvider};
 use dyad_matrix::sim::{CLAN, Fabric, FabricConfig, Profile, SERVERNET2, SimProvider};
@@ -183,4 +184,15 @@ fn tcp_conforms() {
 fn tcp_with_a_key_conforms() {
     let key = Key::from_secret(b"thirty-two bytes that are secret").expect("it is long enough");
     run(|| TcpBed::new(Security::Key(key.clone())));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 64, ..proptest::test_runner::Config::default() })]
+
+    #[test]
+    fn streams_are_queues_of_bytes(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300), seed in 0_u64..1000) {
+        story(&mut SimBed::new(seed, SERVERNET2), &bytes);
+        story(&mut ShmBed::new(), &bytes);
+        story(&mut TcpBed::new(Security::Loopback), &bytes);
+    }
 }
