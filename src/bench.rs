@@ -4,10 +4,12 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::{Args, Subcommand};
-use dyad_reactor::figures::Row;
+use dyad_reactor::figures::{Figures, Row};
 use serde_json::{Value, json};
 
 use crate::fail;
+
+mod peers;
 
 /// What to measure, and how to say it.
 #[derive(Args)]
@@ -27,7 +29,8 @@ enum What {
     Nvme,
     /// The caches of two directors over shared memory: hits, mirrored and unmirrored writes, destage
     Cache,
-    /// NVMe/TCP over loopback: our initiator, our target with a volume in memory, and a bare socket beside them
+    /// NVMe/TCP over loopback: our initiator, our target with a volume in memory, a pair of directors; beside them a bare socket, and nbdkit
+    /// where it is installed
     Frontend,
     /// Parity beside memcpy, commands per write, a group beside the sum of its devices, a rebuild beside hosts
     Raid,
@@ -60,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         What::Matrix => ("matrix", measure("matrix", matrix)),
         What::Nvme => ("nvme", measure("nvme", nvme)),
         What::Cache => ("cache", measure("cache", cache)),
-        What::Frontend => ("frontend", dyad_frontend::bench::run(progress).map_err(|error| error.to_string())),
+        What::Frontend => ("frontend", frontend()),
         What::Raid => ("raid", dyad_backend::bench::raid::run_raid(progress).map_err(|error| error.to_string())),
         What::Takeover { rounds } => ("takeover", takeover(*rounds)),
         What::Peer { name, directory } => {
@@ -79,6 +82,17 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         Err(error) => return fail(&format!("bench {name}: {error}")),
     }
     ExitCode::SUCCESS
+}
+
+fn frontend() -> Result<Vec<Row>, String> {
+    let directory = directory()?;
+    let mut rows = dyad_frontend::bench::run(progress).map_err(|error| error.to_string())?;
+    progress("a pair of directors");
+    rows.extend(dyad_director::bench::nvme_tcp(directory.path(), progress)?);
+    let mut figures = Figures::default();
+    peers::nbdkit(directory.path(), &mut figures, progress)?;
+    rows.extend(figures.rows());
+    Ok(rows)
 }
 
 fn takeover(rounds: u32) -> Result<Vec<Row>, String> {

@@ -1,6 +1,7 @@
 //! Floor 5: what makes a director: pair membership, the registry, the node that ties cache, link and port together, and
 //! the processes and commands around it.
 
+pub mod bench;
 pub mod catalog;
 pub mod config;
 pub mod control;

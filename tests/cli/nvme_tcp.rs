@@ -9,7 +9,7 @@ use std::time::Duration;
 use dyad_director::layout::ArrayDir;
 use dyad_director::membership::DirectorId;
 use dyad_director::node::port::array_nqn;
-use dyad_director::trial::processes::Processes;
+use dyad_director::trial::processes::{ARRAY, Processes};
 use dyad_host::{TcpInitiator, TcpInitiatorConfig, Volume};
 use dyad_matrix::Memory;
 use dyad_matrix::frames::{FRAME_BYTES, FramePool, Pinned};
@@ -24,10 +24,6 @@ const BLOCKS: u64 = 64;
 fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap().port()
-}
-
-fn home(processes: &Processes) -> Option<DirectorId> {
-    BOTH.into_iter().find(|me| processes.status(*me).is_some_and(|status| status.serves))
 }
 
 /// The directors meet over TCP, with a secret.
@@ -49,16 +45,7 @@ fn start(array: &ArrayDir, addresses: [SocketAddr; 2], tcp: bool) -> Processes {
         .into_iter()
         .zip(addresses)
         .fold(processes, |processes, (me, address)| processes.with_arguments(me, [format!("--nvme-tcp={address}")]));
-    processes.start_shelf().unwrap();
-    for me in BOTH {
-        processes.start(me).unwrap();
-    }
-    let whole = |processes: &Processes| {
-        let members =
-            BOTH.iter().filter_map(|me| processes.status(*me)).filter(|status| status.state == "both").count();
-        members == 2 && home(processes).is_some()
-    };
-    processes.wait_until("the pair becomes whole", whole).unwrap();
+    processes.start_whole().unwrap();
     processes
 }
 
@@ -106,7 +93,7 @@ fn a_host_goes_on(tcp: bool) {
     let mut processes = start(&ArrayDir::new(directory.path()), addresses, tcp);
     let config = TcpInitiatorConfig {
         addresses: addresses.to_vec(),
-        subsystem_nqn: array_nqn([0xda; 16]),
+        subsystem_nqn: array_nqn(ARRAY),
         host_nqn: "nqn.2026-01.org.dyad:test".into(),
         host: HostId([7; 16]),
         namespace: NamespaceId(1),
@@ -131,7 +118,7 @@ fn a_host_goes_on(tcp: bool) {
         write_all(&volume, 1).await;
         check_all(&volume, 1).await;
         volume.flush().await.unwrap();
-        let lost = home(&processes).expect("somebody serves");
+        let lost = processes.home().expect("somebody serves");
         processes.kill(lost).unwrap();
         write_all(&volume, 2).await;
         check_all(&volume, 2).await;

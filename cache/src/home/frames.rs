@@ -28,7 +28,9 @@ impl<S: Store, P: Provider> Cache<S, P> {
         }
     }
 
-    pub(super) fn try_take(&self, count: usize) -> Option<Pinned> {
+    /// Takes free frames, if there are any now.
+    #[must_use]
+    pub fn try_take(&self, count: usize) -> Option<Pinned> {
         let inner = &*self.inner;
         let enough = || inner.pool.free_count() >= count;
         if !enough() && !inner.slots.borrow_mut().evict(|frame| inner.pool.let_go(frame), enough) {

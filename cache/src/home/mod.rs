@@ -22,7 +22,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use dyad_backend::raid::GroupError;
-use dyad_matrix::frames::FramePool;
+use dyad_matrix::frames::{FramePool, Pinned};
 use dyad_matrix::{Memory, Provider, Segment};
 use dyad_nvme::types::Lba;
 use dyad_reactor::Time;
@@ -164,6 +164,10 @@ pub struct VolumePlace {
 pub trait Transfer {
     /// Fills `segments` with the host's bytes (a write).
     fn fetch(&self, segments: &[Segment]) -> impl Future<Output = Result<(), CacheError>>;
+    /// The frames that all of a write's bytes are in already, if somebody took them before: see [`Cache::try_take`]. Once.
+    fn received(&self) -> Option<Pinned> {
+        None
+    }
     /// Gives `segments` to the host (a read).
     fn deliver(&self, segments: &[Segment]) -> impl Future<Output = Result<(), CacheError>>;
 }

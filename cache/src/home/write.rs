@@ -52,8 +52,14 @@ impl<S: Store, P: Provider> Cache<S, P> {
         }
         self.slow_down(range.count(), deadline).await;
         {
-            let frames = self.frames_for(range, deadline).await?;
-            host.fetch(&frames.segments()).await?;
+            let frames = match host.received() {
+                Some(frames) => frames,
+                None => {
+                    let frames = self.frames_for(range, deadline).await?;
+                    host.fetch(&frames.segments()).await?;
+                    frames
+                }
+            };
             let crcs: heapless::Vec<u32, TRACK_BLOCKS> =
                 frames.frames().iter().map(|frame| inner.pool.crc(*frame)).collect();
             self.commit(policy, &Write { range, command, oldest, frames: &frames, crcs: &crcs }, deadline).await?;

@@ -17,6 +17,9 @@ use crate::membership::DirectorId;
 use crate::process::{EXIT_FRESH, StatusLine};
 use crate::up::Plan;
 
+/// The array's UUID: pair 0 is known by it.
+pub const ARRAY: [u8; 16] = [0xda; 16];
+
 /// Longer than anything here takes on an idle machine, ten times over.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -51,7 +54,7 @@ impl Processes {
     pub fn new(array: ArrayDir) -> io::Result<Self> {
         let small = |text: &str| text.parse().expect("a size");
         let plan = Plan { size: small("64MiB"), files: false, ..Plan::new(2, SocketAddr::from(([127, 0, 0, 1], 0))) };
-        std::fs::write(array.configuration(), plan.text([0xda; 16]))?;
+        std::fs::write(array.configuration(), plan.text(ARRAY))?;
         Ok(Self {
             array,
             program: std::env::current_exe()?,
@@ -109,6 +112,27 @@ impl Processes {
         });
         self.directors[place(me)] = Some(Running { child, status: StatusLine::default(), start });
         Ok(())
+    }
+
+    /// Starts the shelf and both directors, and waits until they are a pair and one serves.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn start_whole(&mut self) -> io::Result<()> {
+        self.start_shelf()?;
+        self.start(DirectorId::A)?;
+        self.start(DirectorId::B)?;
+        self.wait_until("the pair becomes whole", |processes| {
+            let members = [DirectorId::A, DirectorId::B].map(|me| processes.status(me));
+            members.iter().flatten().filter(|status| status.state == "both").count() == 2 && processes.home().is_some()
+        })
+    }
+
+    /// The director that serves.
+    #[must_use]
+    pub fn home(&self) -> Option<DirectorId> {
+        let serves = |me: &DirectorId| self.status(*me).is_some_and(|status| status.serves);
+        [DirectorId::A, DirectorId::B].into_iter().find(serves)
     }
 
     /// SIGKILL.

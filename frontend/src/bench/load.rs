@@ -11,17 +11,17 @@ use dyad_host::{TcpInitiator, TcpInitiatorConfig, Volume};
 use dyad_matrix::Memory;
 use dyad_matrix::frames::{FRAME_BYTES, FramePool};
 use dyad_matrix::memory::{HugePages, MapError};
-use dyad_nvme::types::{HostId, Lba};
+use dyad_nvme::types::{HostId, Lba, NamespaceId};
 use dyad_reactor::executor::{Handle, Limits};
 use dyad_reactor::figures::{Figures, ROUNDS, to_f64};
 use dyad_reactor::reactor::{Options, ReactorError};
 use dyad_reactor::sync::Signal;
 use dyad_reactor::{Reactor, Rng, SeededRng};
 
-use super::target::{HOST_NQN, NQN, VOLUME};
+use super::target::HOST_NQN;
 
 /// The deepest queue.
-const DEPTH: u16 = 126;
+const DEPTH: u16 = 128;
 /// Longest operation, in frames.
 const FRAMES: usize = 16;
 /// What is not counted, at the beginning of each measurement.
@@ -71,16 +71,35 @@ const MODES: [Mode; 8] = [
     mode(true, FRAMES, 16, true),
 ];
 
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// What its figures are called, behind `nvme_tcp.`: nothing, or `name.`.
+    pub prefix: &'static str,
+    /// The controllers.
+    pub addresses: Vec<SocketAddr>,
+    /// The subsystem.
+    pub subsystem_nqn: String,
+    /// The namespace.
+    pub namespace: NamespaceId,
+    /// Blocks of it that are used; `None`: all.
+    pub blocks: Option<u64>,
+    /// The deepest queue that is measured.
+    pub depth_max: u16,
+}
+
 impl Mode {
-    fn name(self) -> String {
+    fn name(self, prefix: &str) -> String {
         let direction = if self.writes { "write" } else { "read" };
-        format!("nvme_tcp.{direction}.{}.qd{}", self.frames * FRAME_BYTES, self.depth)
+        format!("nvme_tcp.{prefix}{direction}.{}.qd{}", self.frames * FRAME_BYTES, self.depth)
     }
 }
 
 struct Shared {
     handle: Handle,
     volume: TcpInitiator,
+    prefix: &'static str,
+    blocks: u64,
     mode: Cell<Mode>,
     /// Lanes that are to run.
     active: Cell<usize>,
@@ -92,29 +111,30 @@ struct Shared {
     failed: Cell<Option<dyad_host::VolumeError>>,
 }
 
-/// Measures everything over `address`, on `core` if that is given. `copied` tells how many payload bytes the target has copied.
+/// Measures everything on a subject, spinning for `max_spin` before it sleeps, on `core` if that is given. `target` tells how many payload
+/// bytes the target has copied, if it is in this process.
 ///
 /// # Errors
 /// [`LoadError`].
-pub(super) fn run(
-    address: SocketAddr,
+pub fn run(
+    subject: Subject,
     max_spin: Duration,
     core: Option<usize>,
-    target: &Memory,
+    target: Option<&Memory>,
     progress: impl FnMut(&str) + 'static,
 ) -> Result<Figures, LoadError> {
-    let limits = Limits { tasks: usize::from(DEPTH) + 1 + TcpInitiator::tasks(1), timers: 1024 };
+    let limits = Limits { tasks: usize::from(DEPTH) + 1 + TcpInitiator::tasks(subject.addresses.len()), timers: 1024 };
     let mut reactor = Reactor::new(Options { limits, max_spin, core })?;
     let handle = reactor.handle();
     let memory = Memory::shared("dyad-bench-host", usize::from(DEPTH) * FRAMES * FRAME_BYTES, HugePages::IfAvailable)?;
     let buffers = memory.clone();
     let config = TcpInitiatorConfig {
-        addresses: vec![address],
-        subsystem_nqn: NQN.into(),
+        addresses: subject.addresses,
+        subsystem_nqn: subject.subsystem_nqn,
         host_nqn: HOST_NQN.into(),
         host: HostId([1; 16]),
-        namespace: VOLUME,
-        depth: DEPTH,
+        namespace: subject.namespace,
+        depth: subject.depth_max,
         header_digest: false,
         data_digest: false,
         keep_alive: Duration::from_secs(10),
@@ -125,9 +145,12 @@ pub(super) fn run(
     };
     let volume = TcpInitiator::attach(&handle, config, FramePool::new(memory))?;
     reactor.add_source(volume.source())?;
+    let blocks = subject.blocks.unwrap_or(u64::MAX).min(volume.blocks().0);
     let shared = Rc::new(Shared {
         handle: handle.clone(),
         volume,
+        prefix: subject.prefix,
+        blocks,
         mode: Cell::new(MODES[0]),
         active: Cell::new(0),
         running: Cell::new(0),
@@ -141,14 +164,15 @@ pub(super) fn run(
         handle.spawn("load", lane_of(Rc::clone(&shared), lane));
     }
     let figures = Rc::new(RefCell::new(Figures::default()));
-    let (stopper, target) = (reactor.stopper(), target.clone());
+    let (stopper, target, depth_max) = (reactor.stopper(), target.cloned(), usize::from(subject.depth_max));
     handle.spawn("measure", {
         let (shared, figures, mut progress) = (Rc::clone(&shared), Rc::clone(&figures), progress);
         async move {
+            fill(&shared).await;
             for round in 1..=ROUNDS {
                 progress(&format!("round {round} of {ROUNDS}"));
-                for mode in MODES {
-                    measure(&shared, mode, &target, &buffers, &figures).await;
+                for mode in MODES.into_iter().filter(|mode| mode.depth <= depth_max) {
+                    measure(&shared, mode, target.as_ref(), &buffers, &figures).await;
                 }
             }
             stopper.stop();
@@ -161,18 +185,30 @@ pub(super) fn run(
     }
 }
 
-async fn measure(shared: &Shared, mode: Mode, target: &Memory, host: &Memory, figures: &RefCell<Figures>) {
+/// Writes all blocks: what was never written may be read without being looked for.
+async fn fill(shared: &Shared) {
+    for at in (0..shared.blocks).step_by(FRAMES) {
+        let count = FRAMES.min(usize::try_from(shared.blocks - at).unwrap_or(FRAMES));
+        let frames = shared.volume.pool().try_take(count).expect("nobody else has buffers now");
+        if let Err(error) = shared.volume.write_gather(Lba(at), &frames).await {
+            shared.failed.set(Some(error));
+        }
+    }
+}
+
+async fn measure(shared: &Shared, mode: Mode, target: Option<&Memory>, host: &Memory, figures: &RefCell<Figures>) {
+    let copied = || target.map_or(0, Memory::copied_bytes) + host.copied_bytes();
     shared.mode.set(mode);
     shared.active.set(mode.depth);
     shared.changed.notify_all();
     shared.handle.sleep(WARM_UP).await;
     shared.done.set(0);
     shared.latencies.borrow_mut().clear();
-    let copied_before = target.copied_bytes() + host.copied_bytes();
+    let copied_before = copied();
     let start = shared.handle.now();
     shared.handle.sleep(SPAN).await;
     let seconds = shared.handle.now().since(start).as_secs_f64();
-    let (done, copied) = (shared.done.get(), target.copied_bytes() + host.copied_bytes() - copied_before);
+    let (done, copied) = (shared.done.get(), copied() - copied_before);
     shared.active.set(0);
     while shared.running.get() > 0 {
         let seen = shared.changed.generation();
@@ -181,7 +217,7 @@ async fn measure(shared: &Shared, mode: Mode, target: &Memory, host: &Memory, fi
     let mut latencies = shared.latencies.borrow_mut();
     latencies.sort_unstable();
     let mut figures = figures.borrow_mut();
-    let name = mode.name();
+    let name = mode.name(shared.prefix);
     let bytes = done * (mode.frames * FRAME_BYTES) as u64;
     if mode.sequential {
         figures.add(format!("{name}.mb_s"), "MB/s", to_f64(bytes) / 1e6 / seconds);
@@ -194,12 +230,13 @@ async fn measure(shared: &Shared, mode: Mode, target: &Memory, host: &Memory, fi
         }
     }
     // Beside the kernel's: what a read of headers caught.
-    figures.add(format!("{name}.copied"), "1", to_f64(copied) / to_f64(bytes.max(1)));
+    if target.is_some() {
+        figures.add(format!("{name}.copied"), "1", to_f64(copied) / to_f64(bytes.max(1)));
+    }
 }
 
 async fn lane_of(shared: Rc<Shared>, lane: usize) {
     let mut random = SeededRng::new(lane as u64 + 1);
-    let blocks = shared.volume.blocks().0;
     loop {
         let seen = shared.changed.generation();
         if lane >= shared.active.get() || shared.failed.get().is_some() {
@@ -209,7 +246,7 @@ async fn lane_of(shared: Rc<Shared>, lane: usize) {
         let mode = shared.mode.get();
         let frames = shared.volume.pool().try_take(mode.frames).expect("buffers for all lanes");
         shared.running.set(shared.running.get() + 1);
-        let places = blocks / mode.frames as u64;
+        let places = shared.blocks / mode.frames as u64;
         let place = if mode.sequential { shared.next.replace(shared.next.get() + 1) } else { random.next_u64() };
         let at = Lba(place % places * mode.frames as u64);
         let start = shared.handle.now();

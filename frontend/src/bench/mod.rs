@@ -2,6 +2,7 @@
 //! on the other; beside it, in the same run, a bare socket that carries as many bytes there and back (DESIGN 8).
 
 mod load;
+mod single;
 mod socket;
 mod target;
 
@@ -12,7 +13,8 @@ use dyad_nvme::types::BlockCount;
 use dyad_reactor::figures::Row;
 use dyad_reactor::reactor::max_spin_for;
 
-pub use load::LoadError;
+pub use load::{LoadError, Subject, run as run_load};
+pub use single::{Exchange, SingleThread};
 pub use target::{HOST_NQN, MemoryTarget, NQN, TargetError, VOLUME};
 
 /// 256 MiB: beyond what the processor keeps close.
@@ -41,7 +43,15 @@ pub fn run(progress: impl FnMut(&str) + 'static) -> Result<Vec<Row>, BenchError>
     let (target_core, host_core) = if cores > 1 { (Some(0), Some(1)) } else { (None, None) };
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let target = MemoryTarget::start(any, BLOCKS, max_spin_for(2), target_core)?;
-    let mut figures = load::run(target.address(), max_spin_for(2), host_core, target.memory(), progress)?;
+    let subject = Subject {
+        prefix: "",
+        addresses: vec![target.address()],
+        subsystem_nqn: NQN.into(),
+        namespace: VOLUME,
+        blocks: None,
+        depth_max: 128,
+    };
+    let mut figures = run_load(subject, max_spin_for(2), host_core, Some(target.memory()), progress)?;
     drop(target);
     for _ in 0..dyad_reactor::figures::ROUNDS {
         socket::round_trips(Duration::from_millis(400), &mut figures)?;

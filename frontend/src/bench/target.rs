@@ -12,7 +12,7 @@ use dyad_matrix::memory::{HugePages, MapError};
 use dyad_nvme::discovery::{AddressFamily, Transport};
 use dyad_nvme::log::AnaState;
 use dyad_nvme::types::{BlockCount, NamespaceId};
-use dyad_reactor::executor::Limits;
+use dyad_reactor::executor::{Handle, Limits};
 use dyad_reactor::reactor::{Options, ReactorError};
 use dyad_reactor::{Reactor, Stopper};
 use nix::errno::Errno;
@@ -75,9 +75,7 @@ impl MemoryTarget {
         max_spin: Duration,
         core: Option<usize>,
     ) -> Result<Self, TargetError> {
-        let bytes = BlockCount(blocks.0 + SPARE_FRAMES).bytes();
-        let bytes = usize::try_from(bytes).map_err(|_| MapError::Os(Errno::ENOMEM))?;
-        let memory = Memory::shared("dyad-volume", bytes, HugePages::IfAvailable)?;
+        let memory = volume_memory(blocks)?;
         let frames = memory.clone();
         let (tell, told) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -125,6 +123,43 @@ impl Drop for MemoryTarget {
     }
 }
 
+const CONFIG: TcpConfig = TcpConfig {
+    port: PortId(1),
+    connections: 32,
+    lanes: 256,
+    alignment: 0,
+    data_max: 256 << 10,
+    setup_timeout: Duration::from_secs(30),
+    patience: Duration::from_secs(60),
+    command_deadline: Duration::from_secs(30),
+};
+
+/// What an executor needs for a port.
+pub(super) fn limits() -> Limits {
+    Limits { tasks: TcpPort::<MemoryBacking>::tasks(&CONFIG), timers: 1024 }
+}
+
+/// The port of a subsystem with one volume in memory.
+pub(super) fn open(
+    handle: &Handle,
+    address: SocketAddr,
+    blocks: BlockCount,
+    memory: Memory,
+) -> Result<TcpPort<MemoryBacking>, TargetError> {
+    let backing = MemoryBacking::new(handle, memory, &[(VOLUME, blocks)]);
+    let listener = TcpListener::bind(address)?;
+    let address = listener.local_addr()?;
+    let subsystem = Rc::new(RefCell::new(subsystem(address, blocks)));
+    Ok(TcpPort::new(handle, CONFIG, subsystem, backing, listener)?)
+}
+
+/// Memory for a volume of so many blocks.
+pub(super) fn volume_memory(blocks: BlockCount) -> Result<Memory, TargetError> {
+    let bytes = BlockCount(blocks.0 + SPARE_FRAMES).bytes();
+    let bytes = usize::try_from(bytes).map_err(|_| MapError::Os(Errno::ENOMEM))?;
+    Ok(Memory::shared("dyad-volume", bytes, HugePages::IfAvailable)?)
+}
+
 fn make(
     address: SocketAddr,
     blocks: BlockCount,
@@ -132,26 +167,10 @@ fn make(
     max_spin: Duration,
     core: Option<usize>,
 ) -> Result<(Reactor, SocketAddr), TargetError> {
-    let config = TcpConfig {
-        port: PortId(1),
-        connections: 32,
-        lanes: 256,
-        alignment: 0,
-        data_max: 256 << 10,
-        setup_timeout: Duration::from_secs(30),
-        patience: Duration::from_secs(60),
-        command_deadline: Duration::from_secs(30),
-    };
-    let limits = Limits { tasks: TcpPort::<MemoryBacking>::tasks(&config), timers: 1024 };
-    let mut reactor = Reactor::new(Options { limits, max_spin, core })?;
-    let handle = reactor.handle();
-    let backing = MemoryBacking::new(&handle, memory, &[(VOLUME, blocks)]);
-    let listener = TcpListener::bind(address)?;
-    let address = listener.local_addr()?;
-    let subsystem = Rc::new(RefCell::new(subsystem(address, blocks)));
-    let port = TcpPort::new(&handle, config, subsystem, backing, listener)?;
+    let mut reactor = Reactor::new(Options { limits: limits(), max_spin, core })?;
+    let port = open(&reactor.handle(), address, blocks, memory)?;
     reactor.add_source(port.source())?;
-    Ok((reactor, address))
+    Ok((reactor, port.address()?))
 }
 
 fn subsystem(address: SocketAddr, blocks: BlockCount) -> Subsystem {
@@ -173,14 +192,14 @@ fn subsystem(address: SocketAddr, blocks: BlockCount) -> Subsystem {
         service: address.port().to_string(),
     };
     let array = Array::new(vec![namespace], vec![group], vec![port]).expect("one volume in one group");
-    let row = AccessRow { port: None, host: Some(HOST_NQN.into()), volumes: Volumes::All, credits: 128 };
+    let row = AccessRow { port: None, host: Some(HOST_NQN.into()), volumes: Volumes::All, credits: 256 };
     let config = SubsystemConfig {
         nqn: NQN.into(),
         serial: "DYADMEMORY".into(),
         director: DirectorIndex(0),
         controllers: 16,
         io_queues: 8,
-        queue_entries: 128,
+        queue_entries: 256,
         transfer_log2: 6,
         in_capsule_bytes: 8192,
         ana_transition: Duration::from_secs(10),

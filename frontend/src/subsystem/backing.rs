@@ -17,6 +17,11 @@ pub trait HostData {
     /// Fills `segments` with the command's bytes from byte `at` on. Parts are fetched in order, each once.
     fn fetch(&self, at: u64, segments: &[Segment]) -> impl Future<Output = Result<(), CacheError>>;
 
+    /// The frames of [`Backing::frames_for`], if the command's data is in them: then nothing is to be fetched. Once.
+    fn received(&self) -> Option<Pinned> {
+        None
+    }
+
     /// Gives `segments` to the host, as the command's bytes from `at` on; complete when they are not needed any more. Parts are
     /// delivered in order, each once; the last one may complete the command with success.
     fn deliver(&self, at: u64, segments: &[Segment]) -> impl Future<Output = Result<(), CacheError>>;
@@ -35,6 +40,10 @@ impl<H: HostData> Transfer for Part<'_, H> {
         self.host.fetch(self.at, segments).await
     }
 
+    fn received(&self) -> Option<Pinned> {
+        self.host.received()
+    }
+
     async fn deliver(&self, segments: &[Segment]) -> Result<(), CacheError> {
         self.host.deliver(self.at, segments).await
     }
@@ -46,6 +55,10 @@ impl<H: HostData> Transfer for Part<'_, H> {
 pub trait Backing: 'static {
     /// The frames through which all data moves.
     fn pool(&self) -> &FramePool;
+
+    /// Frames for the data of a write, so that it can be received before the write begins; some if it is of one piece, and there
+    /// are free ones now.
+    fn frames_for(&self, run: Run) -> Option<Pinned>;
 
     /// Delivers a run.
     fn read(

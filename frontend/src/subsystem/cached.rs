@@ -7,10 +7,11 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use dyad_cache::address::TRACK_BLOCKS;
 use dyad_cache::home::Transfer;
 use dyad_cache::record::CommandId;
 use dyad_cache::{Cache, CacheError, Store, TrackRange, VolumeId, WriteCommand};
-use dyad_matrix::frames::FramePool;
+use dyad_matrix::frames::{FramePool, Pinned};
 use dyad_matrix::{Memory, Provider, Segment};
 use dyad_nvme::types::{BlockCount, NamespaceId};
 use dyad_reactor::Time;
@@ -146,6 +147,13 @@ fn pieces(volume: VolumeId, run: Run) -> impl Iterator<Item = (u64, TrackRange)>
 impl<S: Store, P: Provider + 'static> Backing for CacheBacking<S, P> {
     fn pool(&self) -> &FramePool {
         self.inner.cache.pool()
+    }
+
+    fn frames_for(&self, run: Run) -> Option<Pinned> {
+        let tracks = TRACK_BLOCKS as u64;
+        let one_track = run.blocks.0 > 0 && run.lba.0 / tracks == (run.lba.0 + run.blocks.0 - 1) / tracks;
+        let count = usize::try_from(run.blocks.0).ok().filter(|_| one_track)?;
+        self.inner.cache.try_take(count)
     }
 
     async fn read(

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use dyad_cache::CacheError;
 use dyad_matrix::Memory;
-use dyad_matrix::frames::{FRAME_BYTES, FrameIndex, FramePool, Pinned};
+use dyad_matrix::frames::{FRAME_BYTES, FrameIndex, FramePool, Pinned, RUN_FRAMES_MAX};
 use dyad_nvme::types::{BlockCount, NamespaceId};
 use dyad_reactor::Time;
 use dyad_reactor::executor::Handle;
@@ -85,6 +85,11 @@ impl Backing for MemoryBacking {
         &self.inner.pool
     }
 
+    fn frames_for(&self, run: Run) -> Option<Pinned> {
+        let count = usize::try_from(run.blocks.0).ok().filter(|count| *count <= RUN_FRAMES_MAX)?;
+        self.inner.pool.try_take(count)
+    }
+
     async fn read(&self, namespace: NamespaceId, run: Run, _: Time, host: &impl HostData) -> Result<(), CacheError> {
         for (at, piece) in pieces(run) {
             let pinned = self.pin(namespace, piece)?;
@@ -102,9 +107,15 @@ impl Backing for MemoryBacking {
         host: &impl HostData,
     ) -> Result<(), CacheError> {
         for (at, piece) in pieces(run) {
-            let count = usize::try_from(piece.blocks.0).expect("a piece is short");
-            let frames = take_frames(&self.inner.handle, &self.inner.pool, count, deadline).await?;
-            host.fetch(at, &frames.segments()).await?;
+            let frames = match host.received() {
+                Some(frames) => frames,
+                None => {
+                    let count = usize::try_from(piece.blocks.0).expect("a piece is short");
+                    let frames = take_frames(&self.inner.handle, &self.inner.pool, count, deadline).await?;
+                    host.fetch(at, &frames.segments()).await?;
+                    frames
+                }
+            };
             self.replace(namespace, piece, Some(&frames))?;
         }
         Ok(())

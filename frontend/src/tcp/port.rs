@@ -25,7 +25,7 @@ use super::parse::Params;
 use super::session::{Event, Phase, Session, Step};
 use crate::subsystem::backing::Backing;
 use crate::subsystem::execute::execute;
-use crate::subsystem::{Action, Answer, ControllerKey, Direction, IoCommand, PortId, Queue, Subsystem};
+use crate::subsystem::{Action, Answer, ControllerKey, Direction, IoCommand, Operation, PortId, Queue, Subsystem};
 use data::CommandData;
 
 /// What a [`TcpPort`] is made with.
@@ -58,6 +58,8 @@ const STEPS: usize = 256;
 /// While nobody is connected the kernel is asked once in so many turns, and before the reactor sleeps: other ports of this reactor
 /// are to make no system call while they are busy.
 const IDLE_TURNS: u32 = 64;
+/// Turns with work on known connections until the kernel is asked for more.
+const BUSY_TURNS: u32 = 4;
 /// Connections taken from the listener in one turn.
 const ACCEPTS: usize = 16;
 /// Bytes thrown away after the end before the connection is closed anyway are bounded by time alone.
@@ -89,9 +91,13 @@ struct Inner<B> {
     taken: Cell<u16>,
     /// Turns until the kernel is asked although nobody is connected.
     idle_turns: Cell<u32>,
+    /// Turns since the kernel was asked.
+    busy_turns: Cell<u32>,
     /// Connections to look at, each once.
     notices: RefCell<VecDeque<u16>>,
     work: Inbox<Work>,
+    /// Commands that wait for a lane or have one.
+    begun: Cell<u16>,
     opened: Signal,
     counters: Cell<TcpCounters>,
 }
@@ -109,6 +115,8 @@ pub struct TcpCounters {
     pub impatient: u64,
     /// I/O commands that were answered.
     pub commands: u64,
+    /// System calls on connections, and to learn which of them have something.
+    pub calls: u64,
 }
 
 /// An NVMe/TCP port. Clones are the same port.
@@ -153,8 +161,10 @@ impl<B: Backing> TcpPort<B> {
                 generation: Cell::new(0),
                 taken: Cell::new(0),
                 idle_turns: Cell::new(0),
+                busy_turns: Cell::new(0),
                 notices: RefCell::new(VecDeque::with_capacity(connections)),
                 work: Inbox::new(connections * usize::from(queue_entries + 8)),
+                begun: Cell::new(0),
                 opened: Signal::new(),
                 counters: Cell::default(),
                 config,
@@ -263,6 +273,7 @@ impl<B: Backing> TcpPort<B> {
     /// Takes what is new from the kernel.
     fn poll_kernel(&self) -> usize {
         let mut events = [EpollEvent::empty(); EVENTS];
+        self.count(|counters| counters.calls += 1);
         let found = self.inner.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
         for event in &events[..found] {
             if event.data() == LISTENER {
@@ -313,6 +324,17 @@ impl<B: Backing> TcpPort<B> {
         }
     }
 
+    /// Moves the connections on that are to be looked at.
+    fn serve_noticed(&self) -> usize {
+        let count = self.inner.notices.borrow().len();
+        let mut work = 0;
+        for _ in 0..count {
+            let Some(index) = self.inner.notices.borrow_mut().pop_front() else { break };
+            work += self.serve(index);
+        }
+        work
+    }
+
     /// Moves a connection on; how much it did.
     fn serve(&self, index: u16) -> usize {
         let mut sessions = self.inner.sessions.borrow_mut();
@@ -323,7 +345,7 @@ impl<B: Backing> TcpPort<B> {
             return 0;
         }
         let memory = self.inner.backing.pool().memory();
-        let mut work = 0;
+        let (mut work, calls) = (0, session.calls);
         let mut alive = true;
         if session.has_output() {
             match session.send(memory) {
@@ -338,6 +360,7 @@ impl<B: Backing> TcpPort<B> {
                 None => alive = false,
             }
         }
+        self.count(|counters| counters.calls += session.calls - calls);
         if work > 0 {
             session.progress = self.inner.handle.now();
         }
@@ -441,6 +464,14 @@ impl<B: Backing> TcpPort<B> {
             Ok((command, total)) => {
                 subsystem.admit(queue.controller);
                 let slot = session.admit(command, total);
+                // As many as there are lanes hold frames at once, as without this.
+                if self.inner.begun.get() < self.inner.config.lanes
+                    && let Operation::Write { run, .. } = command.operation
+                    && let Some(frames) = self.inner.backing.frames_for(run)
+                {
+                    session.place(slot, frames);
+                }
+                self.inner.begun.set(self.inner.begun.get() + 1);
                 session.lanes += 1;
                 let work = Work { session: SessionKey { index, generation: session.generation }, slot };
                 assert!(self.inner.work.try_push(work).is_ok(), "there is room for all slots of all connections");
@@ -508,12 +539,14 @@ impl<B: Backing> TcpPort<B> {
                 NamespaceId::ALL => Some(BlockCount(0)),
                 id => inner.subsystem.borrow().array().namespace(id).map(|namespace| namespace.blocks),
             };
-            let done = match size {
-                Some(size) => execute(&inner.handle, &inner.backing, &command, size, deadline, &host).await,
-                None => Err(Some(Status::INVALID_NAMESPACE)),
+            let done = match (host.placed().await, size) {
+                (Err(_), _) => Err(None),
+                (Ok(()), Some(size)) => execute(&inner.handle, &inner.backing, &command, size, deadline, &host).await,
+                (Ok(()), None) => Err(Some(Status::INVALID_NAMESPACE)),
             };
             drop(host);
             self.finish(session, slot, done);
+            inner.begun.set(inner.begun.get() - 1);
             let status = match done {
                 Ok(()) => Status::SUCCESS,
                 Err(status) => status.unwrap_or(Status::DATA_TRANSFER_ERROR),
@@ -635,17 +668,14 @@ impl<B: Backing> Source for TcpSource<B> {
             return 0;
         }
         idle_turns.set(IDLE_TURNS);
-        let mut work = 0;
-        // First what lanes have left, then what the kernel has.
-        for round in 0..2 {
-            if round == 1 {
-                work += port.poll_kernel();
-            }
-            let count = port.inner.notices.borrow().len();
-            for _ in 0..count {
-                let Some(index) = port.inner.notices.borrow_mut().pop_front() else { break };
-                work += port.serve(index);
-            }
+        // First what lanes have left. As long as that is something, the kernel has time.
+        let mut work = port.serve_noticed();
+        let busy_turns = &port.inner.busy_turns;
+        busy_turns.set(if work > 0 { busy_turns.get() + 1 } else { 0 });
+        if work == 0 || busy_turns.get() >= BUSY_TURNS {
+            busy_turns.set(0);
+            work += port.poll_kernel();
+            work += port.serve_noticed();
         }
         port.perform_actions();
         work

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use dyad_matrix::frames::Segments;
+use dyad_matrix::frames::{Pinned, Segments};
 use dyad_matrix::socket::{Moved, Scatter, Socket, Window};
 use dyad_matrix::{Memory, Segment};
 use dyad_nvme::tcp::{
@@ -66,7 +66,6 @@ pub(super) enum Transfer {
 }
 
 /// A command.
-#[derive(Debug)]
 pub(super) struct Slot {
     pub(super) used: bool,
     pub(super) id: CommandId,
@@ -81,6 +80,8 @@ pub(super) struct Slot {
     /// Bytes of in-capsule data that were not received yet.
     pub(super) in_capsule: u32,
     pub(super) transfer: Transfer,
+    /// The frames of a transfer that was begun before a lane has the command.
+    pub(super) placed: Option<Pinned>,
     /// An R2T is open.
     r2t: bool,
     /// The answer is queued, or was sent with the data.
@@ -128,7 +129,6 @@ pub(super) enum Step {
     Stalled,
 }
 
-#[derive(Debug)]
 pub(super) struct Session {
     pub(super) socket: Socket,
     pub(super) generation: u32,
@@ -157,6 +157,8 @@ pub(super) struct Session {
     pub(super) writable: bool,
     /// It stands in the list of connections to look at.
     pub(super) noticed: bool,
+    /// System calls so far.
+    pub(super) calls: u64,
     /// Lanes that have one of its commands.
     pub(super) lanes: u16,
     /// Something moved, in either direction, or nothing had to.
@@ -178,6 +180,7 @@ impl Session {
             total: 0,
             in_capsule: 0,
             transfer: Transfer::Idle,
+            placed: None,
             r2t: false,
             answered: false,
             damaged: false,
@@ -203,6 +206,7 @@ impl Session {
             readable: true,
             writable: true,
             noticed: false,
+            calls: 0,
             lanes: 0,
             progress: now,
             finish: false,
@@ -427,6 +431,7 @@ impl Session {
 
     /// Receives into where the next bytes belong; what became of it, and how much there was room for.
     pub(super) fn read(&mut self, memory: &Memory) -> (Moved, usize) {
+        self.calls += 1;
         let mut scatter = Scatter::new();
         let needed = match self.intake {
             Intake::Payload { slot, left, digest, .. } if self.window.is_empty() => {
@@ -491,7 +496,7 @@ impl Session {
         }
         let slot = self.slot(index);
         let answered = slot.answered;
-        (slot.used, slot.transfer, slot.waker) = (false, Transfer::Idle, None);
+        (slot.used, slot.transfer, slot.placed, slot.waker) = (false, Transfer::Idle, None, None);
         self.free.push(index);
         self.outstanding -= u16::from(!answered);
     }
@@ -508,6 +513,21 @@ impl Session {
             self.intake = Intake::Payload { slot: index, left: payload, digest, crc: 0 };
         }
         index
+    }
+
+    /// All of an admitted command's data may go to these frames before a lane has the command.
+    pub(super) fn place(&mut self, index: u16, frames: Pinned) {
+        let slot = self.slot(index);
+        let (mut segments, mut left) = (frames.segments(), slot.total);
+        for segment in &mut segments {
+            segment.len = segment.len.min(left);
+            left -= segment.len;
+        }
+        let len = slot.total;
+        (slot.transfer, slot.placed) = (Transfer::Fetch { segments, at: 0, len, got: 0 }, Some(frames));
+        if slot.in_capsule == 0 {
+            self.request(index, 0, len);
+        }
     }
 
     /// An admin command whose data has to come first.

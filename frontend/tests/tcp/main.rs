@@ -1,6 +1,11 @@
 //! NVMe/TCP over a loopback socket: the flows of the specification, and hosts that do not keep to them.
 
+#![expect(clippy::disallowed_macros, reason = "allocations are counted per thread, and an allocator is handed nothing")]
+
+#[path = "../../../reactor/tests/allocations/mod.rs"]
+mod allocations;
 mod client;
+mod cost;
 mod hostile;
 mod initiator;
 

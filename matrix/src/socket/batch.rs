@@ -22,8 +22,7 @@ pub type Lengths = heapless::Vec<usize, MESSAGES>;
 
 /// Messages for one call.
 pub struct Batch<'a> {
-    scratch: [u8; SCRATCH],
-    used: usize,
+    scratch: heapless::Vec<u8, SCRATCH>,
     pieces: heapless::Vec<Piece<'a>, PIECES_MAX>,
     lengths: Lengths,
     /// Bytes of the message that is being made.
@@ -40,13 +39,15 @@ impl<'a> Batch<'a> {
     /// None yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { scratch: [0; SCRATCH], used: 0, pieces: heapless::Vec::new(), lengths: heapless::Vec::new(), len: 0 }
+        Self { scratch: heapless::Vec::new(), pieces: heapless::Vec::new(), lengths: heapless::Vec::new(), len: 0 }
     }
 
     /// A message with so many bytes of headers, in so many pieces, still fits.
     #[must_use]
     pub fn has_room(&self, header_bytes: usize, pieces: usize) -> bool {
-        self.used + header_bytes <= SCRATCH && self.pieces.len() + pieces <= PIECES_MAX && !self.lengths.is_full()
+        self.scratch.len() + header_bytes <= SCRATCH
+            && self.pieces.len() + pieces <= PIECES_MAX
+            && !self.lengths.is_full()
     }
 
     /// Bytes of a header, to be sent next.
@@ -54,26 +55,26 @@ impl<'a> Batch<'a> {
     /// # Panics
     /// If they do not fit: see [`Self::has_room`].
     pub fn header(&mut self, bytes: &[u8]) {
-        let end = self.used + bytes.len();
-        self.scratch[self.used..end].copy_from_slice(bytes);
+        let start = self.scratch.len();
+        self.scratch.extend_from_slice(bytes).expect("there is room for it");
+        let end = self.scratch.len();
         match self.pieces.last_mut() {
-            Some(Piece::Scratch(_, last)) if *last == self.used => *last = end,
-            _ => self.piece(Piece::Scratch(self.used, end)),
+            Some(Piece::Scratch(_, last)) if *last == start => *last = end,
+            _ => self.piece(Piece::Scratch(start, end)),
         }
-        self.used = end;
         self.len += bytes.len();
     }
 
     /// The header bytes of this batch from `start` on, which is a value of [`Self::mark`].
     #[must_use]
     pub fn since(&self, start: usize) -> &[u8] {
-        &self.scratch[start..self.used]
+        &self.scratch[start..]
     }
 
     /// How many header bytes there are.
     #[must_use]
-    pub const fn mark(&self) -> usize {
-        self.used
+    pub fn mark(&self) -> usize {
+        self.scratch.len()
     }
 
     /// Data, to be sent next.

@@ -44,6 +44,12 @@ impl<'a, B: Backing> CommandData<'a, B> {
         Self { port, session, slot, total, staged: RefCell::new(None) }
     }
 
+    /// Waits until the data is where it was placed, if it was.
+    pub(super) async fn placed(&self) -> Result<(), CacheError> {
+        let placed = self.with(|session| session.slot(self.slot).placed.is_some());
+        if placed { self.transfer(|_| {}).await } else { Ok(()) }
+    }
+
     fn with<R>(&self, act: impl FnOnce(&mut Session) -> R) -> R {
         let mut sessions = self.port.inner.sessions.borrow_mut();
         let session = sessions[usize::from(self.session.index)].as_mut().expect("a connection waits for its lanes");
@@ -141,6 +147,10 @@ impl<B: Backing> HostData for CommandData<'_, B> {
                 session.params.data_digest && in_capsule > len
             });
         if staged { self.fetch_staged(at, segments).await } else { self.fetch_into(at, segments).await }
+    }
+
+    fn received(&self) -> Option<Pinned> {
+        self.with(|session| session.slot(self.slot).placed.take())
     }
 
     async fn deliver(&self, at: u64, segments: &[Segment]) -> Result<(), CacheError> {

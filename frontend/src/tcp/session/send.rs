@@ -78,6 +78,7 @@ impl Session {
     pub(in super::super) fn send(&mut self, memory: &Memory) -> Option<usize> {
         let mut moved = 0;
         while !self.out.is_empty() && self.writable {
+            self.calls += 1;
             let (sent, lengths, whole) = {
                 let batch = self.batch();
                 let (sent, whole) = batch.send(&self.socket, memory, self.sent);

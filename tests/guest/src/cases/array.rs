@@ -69,7 +69,7 @@ fn qemu_arguments(directory: &Path) -> Result<Vec<String>, GuestError> {
     let (orders, inbox) = mpsc::channel();
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
-        let started = start(&mut processes);
+        let started = processes.start_whole();
         let failed = started.is_err();
         // Whoever asked waits for it.
         let _ = tell.send(started);
@@ -91,21 +91,6 @@ fn free_ports() -> std::io::Result<(u16, u16)> {
     Ok((a?.local_addr()?.port(), b?.local_addr()?.port()))
 }
 
-fn start(processes: &mut Processes) -> std::io::Result<()> {
-    processes.start_shelf()?;
-    processes.start(DirectorId::A)?;
-    processes.start(DirectorId::B)?;
-    processes.wait_until("the pair becomes whole", |processes| {
-        let states = [DirectorId::A, DirectorId::B].map(|me| processes.status(me));
-        states.iter().flatten().filter(|status| status.state == "both").count() == 2 && home(processes).is_some()
-    })
-}
-
-fn home(processes: &Processes) -> Option<DirectorId> {
-    let serves = |me: &DirectorId| processes.status(*me).is_some_and(|status| status.serves);
-    [DirectorId::A, DirectorId::B].into_iter().find(serves)
-}
-
 /// Does what the guest asks for, and starts directors again that want to begin anew.
 fn keep(processes: &mut Processes, orders: &Receiver<Order>) -> std::io::Result<()> {
     let mut killed = None;
@@ -114,8 +99,8 @@ fn keep(processes: &mut Processes, orders: &Receiver<Order>) -> std::io::Result<
             Err(RecvTimeoutError::Timeout) => processes.attend()?,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(Order::KillHome) => {
-                processes.wait_until("somebody serves", |processes| home(processes).is_some())?;
-                let lost = home(processes).expect("somebody serves");
+                processes.wait_until("somebody serves", |processes| processes.home().is_some())?;
+                let lost = processes.home().expect("somebody serves");
                 processes.kill(lost)?;
                 println!("array: director {lost:?}, the home, is killed");
                 killed = Some(lost);
