@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use dyad_director::control::Event;
 use dyad_director::control::client::{Client, ClientError};
-use dyad_director::control::view::{Device, Group, Status};
+use dyad_director::control::view::{Device, Group, Port, Status};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -26,6 +26,13 @@ pub(crate) struct Shown {
 #[derive(Subcommand)]
 pub(crate) enum GroupCommand {
     /// The groups of all pairs, with their members
+    List(Shown),
+}
+
+/// Ports for hosts.
+#[derive(Subcommand)]
+pub(crate) enum PortCommand {
+    /// The ports of all directors, and what they have done
     List(Shown),
 }
 
@@ -126,6 +133,22 @@ pub(crate) fn pair(PairCommand::List(shown): &PairCommand) -> ExitCode {
         let directors: Vec<_> = pair.directors.iter().map(|(id, state)| format!("\n  director {id} {state}")).collect();
         format!("pair {}  epoch {}  {home}{}", pair.pair, pair.epoch, directors.concat())
     })
+}
+
+/// Shows the ports.
+pub(crate) fn port(PortCommand::List(shown): &PortCommand) -> ExitCode {
+    match collect::<Port>(shown, "/v1/ports") {
+        Ok(found) => {
+            let ports: Vec<Port> = found.into_iter().flat_map(|(_, ports)| ports).collect();
+            print(shown, &ports, |port| {
+                let Port { director, kind, address, connections, commands, ended } = port;
+                format!(
+                    "director {director}  {kind:8}  {address}  {connections} connections, {commands} commands, {ended} turned away or ended"
+                )
+            })
+        }
+        Err(error) => fail(&error),
+    }
 }
 
 /// Shows the devices.

@@ -45,6 +45,9 @@ enum Command {
     /// Show the RAID groups
     #[command(subcommand)]
     Group(array::GroupCommand),
+    /// Show the ports that hosts connect to
+    #[command(subcommand)]
+    Port(array::PortCommand),
     /// Show the pairs of directors
     #[command(subcommand)]
     Pair(array::PairCommand),
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Director(arguments) => director::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Port(command) => array::port(&command),
         Command::Group(command) => array::group(&command),
         Command::Pair(command) => array::pair(&command),
         Command::Events(shown) => array::events(&shown),

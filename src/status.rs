@@ -31,6 +31,39 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Cells of a bar.
 const BAR: u64 = 24;
 
+/// Whether a terminal is there for colours.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+struct Paint(bool);
+
+impl Paint {
+    /// Select Graphic Rendition (ECMA-48, 8.3.117).
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn good(self, text: &str) -> String {
+        self.with("32", text)
+    }
+
+    fn bad(self, text: &str) -> String {
+        self.with("1;31", text)
+    }
+
+    fn strong(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    /// How full something is: green, yellow, red.
+    fn bar(self, value: u64, of: u64) -> String {
+        let code = match value.saturating_mul(100) / of.max(1) {
+            0..50 => "32",
+            50..85 => "33",
+            _ => "31",
+        };
+        self.with(code, &bar(value, of))
+    }
+}
+
 /// One director, as it answered or did not.
 struct Seen {
     address: String,
@@ -83,7 +116,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         if arguments.json {
             println!("{}", json(&look));
         } else {
-            show(&screen(&look, before.as_ref()), arguments.watch);
+            let paint = Paint(std::io::stdout().is_terminal());
+            show(&screen(&look, before.as_ref(), paint), arguments.watch);
         }
         if !arguments.watch {
             return if look.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -115,11 +149,11 @@ fn json(look: &Look) -> serde_json::Value {
     serde_json::json!({ "well": look.is_well(), "directors": look.directors.iter().map(director).collect::<Vec<_>>() })
 }
 
-fn screen(look: &Look, before: Option<&Look>) -> String {
+fn screen(look: &Look, before: Option<&Look>, paint: Paint) -> String {
     let mut text = String::new();
     let array = look.answers().next().map_or("?", |status| &status.array);
-    let well = if look.is_well() { "well" } else { "NOT WELL" };
-    let _ = writeln!(text, "array {array}: {well}");
+    let well = if look.is_well() { paint.good("well") } else { paint.bad("NOT WELL") };
+    let _ = writeln!(text, "{}: {well}", paint.strong(&format!("array {array}")));
     let mut pairs: Vec<u8> = look.answers().map(|status| status.pair).collect();
     pairs.sort_unstable();
     pairs.dedup();
@@ -127,8 +161,9 @@ fn screen(look: &Look, before: Option<&Look>) -> String {
         let of_pair = || look.answers().filter(|status| status.pair == pair);
         let epoch = of_pair().map(|status| status.epoch).max().unwrap_or(0);
         let home = of_pair().find(|status| status.serves);
-        let served = home.map_or("nobody serves".to_owned(), |home| format!("director {} serves", home.director));
-        let _ = writeln!(text, "\npair {pair}: {served}, epoch {epoch}");
+        let served =
+            home.map_or_else(|| paint.bad("nobody serves"), |home| format!("director {} serves", home.director));
+        let _ = writeln!(text, "\n{}: {served}, epoch {epoch}", paint.strong(&format!("pair {pair}")));
         if let Some(group) = home.and_then(|home| home.group.as_ref()) {
             let live = group.members.iter().filter(|member| member.state == "live").count();
             let (members, size) = (group.members.len(), group.blocks >> 8);
@@ -138,25 +173,25 @@ fn screen(look: &Look, before: Option<&Look>) -> String {
                 group.level, group.state
             );
             for member in group.members.iter().filter(|member| member.state != "live") {
-                let _ = writeln!(text, "              {} is {}", member.device, member.state);
+                let _ = writeln!(text, "              {} is {}", member.device, paint.bad(&member.state));
             }
         }
         for status in of_pair() {
             let address =
                 look.directors.iter().find(|seen| seen.answer.as_ref() == Ok(status)).map_or("", |seen| &seen.address);
-            director(&mut text, status, address, before.map(|before| (before, look.at.since(before.at))));
+            director(&mut text, paint, status, address, before.map(|before| (before, look.at.since(before.at))));
         }
     }
     for seen in look.directors.iter() {
         if let Err(error) = &seen.answer {
-            let _ = writeln!(text, "\n{}: {error}", seen.address);
+            let _ = writeln!(text, "\n{}: {}", seen.address, paint.bad(error));
         }
     }
     text
 }
 
-fn director(text: &mut String, status: &Status, address: &str, before: Option<(&Look, Duration)>) {
-    let silent = if status.responding { "" } else { ", ITS REACTOR DOES NOT ANSWER" };
+fn director(text: &mut String, paint: Paint, status: &Status, address: &str, before: Option<(&Look, Duration)>) {
+    let silent = if status.responding { String::new() } else { paint.bad(", ITS REACTOR DOES NOT ANSWER") };
     let serves = if status.serves { "serves" } else { "" };
     let _ = writeln!(
         text,
@@ -171,12 +206,16 @@ fn director(text: &mut String, status: &Status, address: &str, before: Option<(&
     let _ = writeln!(
         text,
         "    write pending  {} {pending} of {limit} blocks{}",
-        bar(pending, limit),
+        paint.bar(pending, limit),
         if status.settled { ", settled" } else { "" }
     );
-    let _ = writeln!(text, "    cache          {} {used} of {} frames", bar(used, status.frames), status.frames);
-    let _ =
-        writeln!(text, "    for partner    {} {} blocks", bar(status.mirrored_blocks, limit), status.mirrored_blocks);
+    let _ = writeln!(text, "    cache          {} {used} of {} frames", paint.bar(used, status.frames), status.frames);
+    let _ = writeln!(
+        text,
+        "    for partner    {} {} blocks",
+        paint.bar(status.mirrored_blocks, limit),
+        status.mirrored_blocks
+    );
     let was = before.and_then(|(look, time)| {
         let was = look.answers().find(|was| was.director == status.director && was.process == status.process)?;
         Some((was, time))
@@ -199,7 +238,7 @@ fn director(text: &mut String, status: &Status, address: &str, before: Option<(&
         let busy = |status: &Status| status.reactor.get("busy_ns").copied().unwrap_or(0);
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
         let percent = busy(status).saturating_sub(busy(was)).saturating_mul(100) / nanos;
-        let _ = writeln!(text, "    reactor        {} {percent} % busy", bar(percent, 100));
+        let _ = writeln!(text, "    reactor        {} {percent} % busy", paint.bar(percent, 100));
     }
 }
 

@@ -24,9 +24,10 @@ fn stderr(output: &Output) -> String {
 fn help_names_the_commands_and_nothing_is_an_error() {
     let help = dyad(&["--help"]);
     assert!(help.status.success());
-    for command in
-        ["demo", "up", "status", "doctor", "sim", "bench", "device", "group", "pair", "events", "director", "shelf"]
-    {
+    for command in [
+        "demo", "up", "status", "doctor", "sim", "bench", "device", "group", "pair", "port", "events", "director",
+        "shelf",
+    ] {
         assert!(stdout(&help).contains(command), "{}", stdout(&help));
     }
     let nothing = dyad(&[]);

@@ -25,7 +25,7 @@ use dyad_reactor::reactor::{Options, ReactorError, max_spin_for};
 use dyad_reactor::{Reactor, Source, Stopper};
 
 use crate::config::{Config, DeviceAddress, DirectorNumber, MatrixAddress, MatrixSecurity, PairRegistry};
-use crate::control::{self, ControlError};
+use crate::control::{self, ControlError, PortNumbers};
 use crate::doctor::{self, Finding, Verdict};
 use crate::fabric::{Fabric, FabricError};
 use crate::membership::{DirectorId, Incarnation, PairRecord, Timing};
@@ -357,11 +357,16 @@ fn run<D: Device + Source>(
     let shown = devices.clone();
     let world = World { provider, devices, registry, memory, device_memory: private };
     let node = Node::new(&handle, node_config, world)?;
-    if let Some(listening) = listening {
-        listening.serve(&node, &mut reactor)?;
-    }
-    if let Some(Controlled { listening, config, id }) = controlled {
-        listening.serve(config, id, reactor.counters())?.spawn(&handle, &node, shown);
+    let port = listening.map(|listening| listening.serve(&node, &mut reactor)).transpose()?;
+    if let Some(Controlled { listening, config: array, id }) = controlled {
+        let (target, address) = (node.target().clone(), config.matrix.to_string());
+        let ports = move || {
+            let (address, connections, commands) = (address.clone(), target.open_sessions(), target.served());
+            let vi = PortNumbers { kind: "vi", address, connections, commands, ended: 0 };
+            [vi].into_iter().chain(port.iter().map(|port| port())).collect()
+        };
+        let reporter = listening.serve(array, id, reactor.counters())?;
+        reporter.spawn(&handle, &node, shown, Rc::new(ports));
     }
     handle.spawn("status", report(node.clone(), reactor.stopper()));
     reactor.run()?;

@@ -154,6 +154,12 @@ impl<S: Store, P: Provider> Target<S, P> {
         self.inner.served.get()
     }
 
+    /// Sessions of hosts that are open.
+    #[must_use]
+    pub fn open_sessions(&self) -> usize {
+        self.inner.sessions.borrow().iter().filter(|session| !session.closed).count()
+    }
+
     fn close(&self, vi: ViId) {
         let inner = &*self.inner;
         for session in inner.sessions.borrow_mut().iter_mut().filter(|session| session.vi == vi && !session.closed) {

@@ -179,6 +179,8 @@ fn the_commands_show_the_array() {
     let devices: Vec<Device> = serde_json::from_str(&ask(&["device", "list", "--json"])).unwrap();
     assert!(devices.len() == 2 && devices.iter().all(|device| device.member.as_deref() == Some("live")), "{devices:?}");
     assert!(ask(&["pair", "list"]).contains("director 0 serves"));
+    let ports = ask(&["port", "list"]);
+    assert!(ports.contains("director 1  vi") && ports.contains("0 connections"), "{ports}");
     assert!(ask(&["device", "list"]).contains("256 MiB"));
     assert!(ask(&["events"]).contains("both, epoch 1, serves"));
 

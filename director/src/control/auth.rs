@@ -11,13 +11,14 @@ use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 
 use super::Plane;
+use super::listener::Peer;
 use super::routes::failure;
 use crate::config::Token;
 
 /// Lets a request pass, or not.
 pub(super) async fn check(
     State(plane): State<Arc<Plane>>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    ConnectInfo(Peer(from)): ConnectInfo<Peer>,
     request: Request,
     next: Next,
 ) -> Response {

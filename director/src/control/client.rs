@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::Agent;
 use ureq::http::{Request, StatusCode};
@@ -93,15 +92,6 @@ impl Client {
     /// [`ClientError`].
     pub fn text(&self, path: &str) -> Result<String, ClientError> {
         self.ask("GET", path, &[]).map(|body| String::from_utf8_lossy(&body).into_owned())
-    }
-
-    /// Has something done.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn send<T: DeserializeOwned>(&self, method: &str, path: &str, what: &impl Serialize) -> Result<T, ClientError> {
-        let body = serde_json::to_vec(what).map_err(|error| self.not_understood(&error))?;
-        self.parse(&self.ask(method, path, &body)?)
     }
 
     fn ask(&self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>, ClientError> {

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::counters::{self, Counter};
-use super::snapshot::Snapshot;
+use super::snapshot::{PortNumbers, Snapshot};
 use super::{Facts, view};
 
 /// Everything, as text.
@@ -75,6 +75,17 @@ impl Collector for Numbers {
         histogram(encoder, "destage_blocks", "Blocks of each destage", &snapshot.cache.destage_blocks, 1.0)?;
         let latency = &snapshot.cache.mirror_latency;
         histogram(encoder, "mirror_latency_seconds", "From the first byte to the partner's answer", latency, 1e-9)?;
+        ports(
+            encoder,
+            "port_connections",
+            "Connections of hosts that are open",
+            snapshot,
+            MetricType::Gauge,
+            |port| port.connections as u64,
+        )?;
+        ports(encoder, "port_commands", "I/O commands answered", snapshot, MetricType::Counter, |port| port.commands)?;
+        let help = "Connections turned away, or ended for what the host sent or did not take";
+        ports(encoder, "port_ended", help, snapshot, MetricType::Counter, |port| port.ended)?;
         let Some(group) = &snapshot.group else { return Ok(()) };
         let info = [("level", view::level(group.level)), ("state", view::group_state(group.state))];
         let metric = encoder.encode_descriptor("group", "The pair's group, at its home", None, MetricType::Gauge)?;
@@ -92,6 +103,27 @@ impl Collector for Numbers {
         }
         Ok(())
     }
+}
+
+/// One number of each port, as a gauge or a counter.
+fn ports(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    snapshot: &Snapshot,
+    kind: MetricType,
+    number: impl Fn(&PortNumbers) -> u64,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+    for port in &snapshot.ports {
+        let labels = [("kind", port.kind), ("address", &port.address)];
+        let metric = metric.encode_family(&labels)?;
+        match kind {
+            MetricType::Counter => ConstCounter::new(number(port)).encode(metric)?,
+            _ => ConstGauge::new(number(port)).encode(metric)?,
+        }
+    }
+    Ok(())
 }
 
 fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {

@@ -6,13 +6,15 @@
 //!
 //! Who may ask: anybody on this machine; from elsewhere whoever shows the configured token.
 //!
-//! Rooms: `routes` what can be asked and how it is answered; `auth` who may ask; `snapshot` the way to the reactor and back; `view` what JSON looks like;
-//! `counters` the names of all numbers; `metrics` the same for Prometheus; `events` the log; [`client`] the other end, for commands.
+//! Rooms: `routes` what can be asked and how it is answered; `auth` who may ask, `listener` how many at once; `snapshot` the way to the reactor and
+//! back; `view` what JSON looks like; `counters` the names of all numbers; `metrics` the same for Prometheus; `events` the log; [`client`] the other
+//! end, for commands.
 
 mod auth;
 pub mod client;
 mod counters;
 mod events;
+mod listener;
 mod metrics;
 mod routes;
 mod snapshot;
@@ -27,8 +29,9 @@ use dyad_reactor::{BootClock, Clock, Time};
 
 pub use self::events::Event;
 use self::events::EventLog;
+use self::listener::{Bounded, Peer};
 use self::snapshot::{Asker, NoAnswer, Snapshot};
-pub use self::snapshot::{Reporter, TASKS};
+pub use self::snapshot::{PortNumbers, Reporter, TASKS};
 use crate::config::{Config, DirectorNumber, Token};
 
 /// What does not change while a director runs.
@@ -160,9 +163,9 @@ impl Listening {
                 plane.events.note_now(&format_args!("director {} started", plane.facts.director));
                 let listening = Arc::clone(&plane);
                 tokio::spawn(async move { listening.events.listen(happened).await });
-                let listener = tokio::net::TcpListener::from_std(self.listener)?;
+                let listener = Bounded::new(tokio::net::TcpListener::from_std(self.listener)?);
                 let (router, _) = routes::router(plane);
-                axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
+                axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await
             })
         };
         let thread = thread::Builder::new().name("control".into()).spawn(move || {

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::events::Event;
-use super::view::{self, Device, Director, Distribution, Failure, Group, Status};
+use super::view::{self, Device, Director, Distribution, Failure, Group, Port, Status};
 use super::{Plane, Unavailable, auth, counters, metrics};
 
 /// Bytes of the longest request.
@@ -32,6 +32,7 @@ pub(super) fn router(plane: Arc<Plane>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(directors))
         .routes(routes!(groups))
         .routes(routes!(devices))
+        .routes(routes!(ports))
         .routes(routes!(events))
         .routes(routes!(numbers))
         .routes(routes!(describe))
@@ -109,6 +110,13 @@ async fn groups(State(plane): Shared) -> Result<Json<Vec<Group>>, Unavailable> {
 async fn devices(State(plane): Shared) -> Result<Json<Vec<Device>>, Unavailable> {
     let (snapshot, _) = plane.look().await?;
     Ok(Json(view::devices_of(&snapshot)))
+}
+
+/// This director's ports for hosts.
+#[utoipa::path(get, path = "/v1/ports", responses((status = OK, body = Vec<Port>), (status = SERVICE_UNAVAILABLE, body = Failure)))]
+async fn ports(State(plane): Shared) -> Result<Json<Vec<Port>>, Unavailable> {
+    let (snapshot, _) = plane.look().await?;
+    Ok(Json(view::ports_of(plane.facts.director, &snapshot)))
 }
 
 /// What happened at this director, oldest first.

@@ -3,6 +3,7 @@
 //! Questions go to the reactor over a bounded ring; one task there answers them, between I/O. Answering allocates and costs a system call, so
 //! it happens only when somebody asks. What happens by itself, changes of state, goes the other way over a ring of its own.
 
+use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub(super) struct Snapshot {
     pub(super) mirrored: usize,
     /// The pair's group, at its home.
     pub(super) group: Option<GroupSnapshot>,
+    /// The ports for hosts.
+    pub(super) ports: Vec<PortNumbers>,
     /// In the order of the configuration; without those that could not be reached.
     pub(super) devices: Vec<DeviceInfo>,
 }
@@ -62,7 +65,25 @@ pub(super) struct GroupSnapshot {
     pub(super) counters: GroupCounters,
 }
 
-fn take<D: Device, P: Provider, R: Registry>(node: &Node<D, P, R>, devices: &[D]) -> Snapshot {
+/// What a port for hosts has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortNumbers {
+    /// `vi` or `nvme-tcp`.
+    pub kind: &'static str,
+    /// Where hosts find it.
+    pub address: String,
+    /// Connections that are open.
+    pub connections: usize,
+    /// I/O commands answered.
+    pub commands: u64,
+    /// Connections turned away, or ended for what the host sent or did not take.
+    pub ended: u64,
+}
+
+/// Asks the ports.
+pub(crate) type Ports = Rc<dyn Fn() -> Vec<PortNumbers>>;
+
+fn take<D: Device, P: Provider, R: Registry>(node: &Node<D, P, R>, devices: &[D], ports: &Ports) -> Snapshot {
     let cache = node.cache();
     let group = node.group().group().map(|group| GroupSnapshot {
         level: group.geometry().level(),
@@ -83,6 +104,7 @@ fn take<D: Device, P: Provider, R: Registry>(node: &Node<D, P, R>, devices: &[D]
         frames_free: cache.pool().free_count(),
         mirrored: node.mirrored_blocks(),
         group,
+        ports: ports(),
         devices: devices.iter().map(Device::info).collect(),
     }
 }
@@ -160,9 +182,15 @@ impl Reporter {
     }
 
     /// Spawns the tasks on the reactor: one answers, one says what happens.
-    pub fn spawn<D: Device, P: Provider, R: Registry>(self, handle: &Handle, node: &Node<D, P, R>, devices: Vec<D>) {
+    pub fn spawn<D: Device, P: Provider, R: Registry>(
+        self,
+        handle: &Handle,
+        node: &Node<D, P, R>,
+        devices: Vec<D>,
+        ports: Ports,
+    ) {
         let Self { questions, events } = self;
-        handle.spawn("control answers", answer(node.clone(), devices, questions));
+        handle.spawn("control answers", answer(node.clone(), devices, ports, questions));
         handle.spawn("control events", tell(node.clone(), events, handle.clone()));
     }
 }
@@ -170,11 +198,12 @@ impl Reporter {
 async fn answer<D: Device, P: Provider, R: Registry>(
     node: Node<D, P, R>,
     devices: Vec<D>,
+    ports: Ports,
     mut questions: Receiver<Question>,
 ) {
     while let Some(question) = questions.receive().await {
         // Whoever asked may have given up.
-        let _ = question.send(take(&node, &devices));
+        let _ = question.send(take(&node, &devices, &ports));
     }
 }
 

@@ -36,6 +36,7 @@ fn snapshot() -> Snapshot {
             ],
             counters: dyad_backend::raid::group::GroupCounters::default(),
         }),
+        ports: vec![PortNumbers { kind: "vi", address: "a.sock".into(), connections: 1, commands: 11, ended: 0 }],
         devices: Vec::new(),
     }
 }
@@ -77,7 +78,7 @@ fn the_document_names_every_route_and_every_route_is_there() {
     let document: serde_json::Value = client.get("/v1/openapi.json").unwrap();
     assert!(document["openapi"].as_str().unwrap().starts_with('3'), "{document}");
     let paths = document["paths"].as_object().unwrap();
-    for known in ["/v1/status", "/v1/directors", "/v1/groups", "/v1/devices", "/v1/events", "/metrics"] {
+    for known in ["/v1/status", "/v1/directors", "/v1/groups", "/v1/devices", "/v1/events", "/v1/ports", "/metrics"] {
         assert!(paths.contains_key(known), "{known}");
     }
     for (path, methods) in paths {
@@ -161,6 +162,16 @@ fn garbage_costs_its_own_connection_only() {
     }
     assert!(raw(&client, "GET", "/v1/status", "evil.example").contains(" 403 "));
     client.get::<view::Status>("/v1/status").unwrap();
+}
+
+/// Clients that connect and say nothing make room for those that ask, and take no more of the director's file descriptors than they may.
+#[test]
+fn silent_clients_make_room() {
+    let client = plane(usize::MAX);
+    let silent: Vec<_> =
+        (0..listener::CONNECTIONS + 8).map(|_| TcpStream::connect(client.address()).unwrap()).collect();
+    client.get::<view::Status>("/v1/status").unwrap();
+    drop(silent);
 }
 
 #[test]

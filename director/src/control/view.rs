@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::counters::{self, Counter};
 use super::events::{hex, member_state};
-use super::snapshot::{GroupSnapshot, Snapshot};
+use super::snapshot::{GroupSnapshot, PortNumbers, Snapshot};
 
 /// Numbers by their names.
 pub type Numbers = BTreeMap<String, u64>;
@@ -130,6 +130,23 @@ pub struct Device {
     pub member: Option<String>,
 }
 
+/// A director's port for hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Port {
+    /// The director's number.
+    pub director: u8,
+    /// `vi` or `nvme-tcp`.
+    pub kind: String,
+    /// Where hosts find it.
+    pub address: String,
+    /// Connections of hosts that are open.
+    pub connections: u64,
+    /// I/O commands answered.
+    pub commands: u64,
+    /// Connections turned away, or ended for what the host sent or did not take.
+    pub ended: u64,
+}
+
 /// A director of the array, as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Director {
@@ -165,6 +182,18 @@ pub(super) fn group_of(pair: u8, group: &GroupSnapshot) -> Group {
         members: members.collect(),
         counters: numbers(counters::group(&group.counters)),
     }
+}
+
+pub(super) fn ports_of(director: u8, snapshot: &Snapshot) -> Vec<Port> {
+    let port = |port: &PortNumbers| Port {
+        director,
+        kind: port.kind.to_owned(),
+        address: port.address.clone(),
+        connections: port.connections as u64,
+        commands: port.commands,
+        ended: port.ended,
+    };
+    snapshot.ports.iter().map(port).collect()
 }
 
 pub(super) fn devices_of(snapshot: &Snapshot) -> Vec<Device> {

@@ -32,6 +32,7 @@ use nix::errno::Errno;
 
 use super::home_group::HomeGroup;
 use super::{Node, NodeConfig};
+use crate::control::PortNumbers;
 use crate::membership::DirectorId;
 use crate::registry::{Cas, Key, Registry, RegistryError};
 
@@ -113,7 +114,7 @@ impl Listening {
         self.address
     }
 
-    /// Serves the volumes of `node`.
+    /// Serves the volumes of `node`; what is returned says what the port has done.
     ///
     /// # Errors
     /// [`PortError`].
@@ -121,7 +122,7 @@ impl Listening {
         self,
         node: &Node<D, P, R>,
         reactor: &mut Reactor,
-    ) -> Result<(), PortError> {
+    ) -> Result<Rc<dyn Fn() -> PortNumbers>, PortError> {
         let (handle, inner) = (reactor.handle(), &*node.inner);
         let mut ports = Ports::default();
         ports.0[usize::from(inner.config.me.index())] = vec![self.address];
@@ -133,8 +134,18 @@ impl Listening {
             CacheBacking::new(&handle, node.cache().clone(), &names(&volumes), origin(&inner.config), window());
         let port = TcpPort::new(&handle, tcp_config(&inner.config), Rc::clone(&subsystem), backing, self.listener)?;
         reactor.add_source(port.source())?;
+        let (shown, address) = (port.clone(), self.address.to_string());
         handle.spawn("port", Follower { node: node.clone(), port, subsystem, volumes, seen }.run());
-        Ok(())
+        Ok(Rc::new(move || {
+            let counters = shown.counters();
+            PortNumbers {
+                kind: "nvme-tcp",
+                address: address.clone(),
+                connections: shown.open_connections(),
+                commands: counters.commands,
+                ended: counters.turned_away + counters.malformed + counters.impatient,
+            }
+        }))
     }
 }
 
