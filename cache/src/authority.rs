@@ -1,7 +1,7 @@
 //! What this director may do for its hosts right now: written by pair membership, read by every command.
 //!
-//! Rules: PROTOCOLS 4.1-4.4. A write is acknowledged by the partner's answer (`Mirrored`) or by media (`Solo`); a read
-//! needs a lease that the partner granted, checked after the command arrived and before its data is looked up.
+//! Rules: PROTOCOLS 4.1-4.4. A write is acknowledged by the partner's answer (`Mirrored`) or by media or vault (`Solo`); a read needs a lease that the
+//! partner granted, or the registry, checked after the command arrived and before its data is looked up.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -21,7 +21,7 @@ pub enum Regime {
     Undecided,
     /// Home in `both`: writes are acknowledged by the partner.
     Mirrored(Epoch),
-    /// Home in `solo`: writes are acknowledged from media.
+    /// Home in `solo`: writes are acknowledged from media or vault.
     Solo(Epoch),
 }
 
@@ -65,7 +65,7 @@ impl Authority {
         }
     }
 
-    /// The partner granted a lease.
+    /// The partner granted a lease, or the registry did.
     pub fn set_lease(&self, until: Time) {
         self.inner.lease_until.set(until);
         self.inner.changed.notify_all();
@@ -76,7 +76,7 @@ impl Authority {
     pub fn may_read(&self, now: Time) -> bool {
         match self.regime() {
             Regime::Mirrored(_) => now < self.inner.lease_until.get() || is_active(Mutation::ReadWithoutLease),
-            Regime::Solo(_) => true,
+            Regime::Solo(_) => now < self.inner.lease_until.get() || is_active(Mutation::SoloWithoutLease),
             Regime::Elsewhere | Regime::Undecided => false,
         }
     }

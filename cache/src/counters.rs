@@ -98,7 +98,7 @@ pub struct CacheCounters {
     pub replayed_blocks: u64,
     /// Blocks adopted from a lost partner.
     pub adopted_blocks: u64,
-    /// Blocks of a lost partner whose bytes had changed in memory: what media has of them is older.
+    /// Blocks of a lost partner whose bytes had changed in memory: what vault or media has of them may be older.
     pub damaged_blocks: u64,
     /// Frames of a lost partner that no commit record names: whatever is in them was never acknowledged.
     pub quarantined_frames: u64,

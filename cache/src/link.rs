@@ -16,7 +16,7 @@ use dyad_reactor::sync::{Pending, Replies, Signal, Ticket};
 use crate::address::{Epoch, TRACK_BLOCKS, TrackRange, Version};
 use crate::mirror;
 use crate::record::{
-    Answer, AnswerStatus, Applied, CommandId, Commit, CommitBlock, Encoded, MirrorFrame, Outcomes, Release,
+    Answer, AnswerStatus, Applied, CommandId, Commit, CommitBlock, Encoded, MirrorFrame, Outcomes, Release, Whole,
 };
 
 /// The link is closed: the partner did not (and will not) say that it has the data.
@@ -162,6 +162,14 @@ impl<P: Provider> MirrorLink<P> {
     pub async fn applied(&self, epoch: Epoch, command: CommandId, oldest: u64) -> Result<(), LinkClosed> {
         let applied = Applied { epoch, command, oldest };
         self.ask(|tag| applied.encode(tag), epoch).await
+    }
+
+    /// Tells the partner that its mirror and media have everything from here on; returns when it remembers.
+    ///
+    /// # Errors
+    /// [`LinkClosed`]: it may know or not.
+    pub async fn whole(&self, epoch: Epoch) -> Result<(), LinkClosed> {
+        self.ask(|tag| Whole { epoch }.encode(tag), epoch).await
     }
 
     /// The home does not use this mirror frame any more, and the partner's index does not name it.

@@ -45,6 +45,8 @@ pub struct MirrorArea {
     index: FixedMap<TrackAddress, [Option<Entry>; TRACK_BLOCKS]>,
     /// Which frames the index names.
     used: Vec<bool>,
+    /// See [`Self::is_whole`].
+    whole: bool,
 }
 
 impl MirrorArea {
@@ -52,13 +54,20 @@ impl MirrorArea {
     #[must_use]
     pub fn new(memory: Memory) -> Self {
         let frames = usize::try_from(memory.len() / BLOCK_BYTES as u64).expect("memory fits the address space");
-        Self { memory, index: fixed_map(2 * frames), used: vec![false; frames] }
+        Self { memory, index: fixed_map(2 * frames), used: vec![false; frames], whole: false }
     }
 
     /// The memory that the home writes to.
     #[must_use]
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// The home has served with this mirror, or could have: what the vault has and media has not is here, in a version that is not older. Until then
+    /// whatever was acknowledged before is in the vault.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Blocks that the home has committed and not released.
@@ -80,6 +89,7 @@ impl MirrorArea {
             Record::Release(release) => (release.epoch, self.release(release, epoch)),
             Record::Outcomes(joined) => (joined.epoch, Self::remember(joined, outcomes)),
             Record::Applied(applied) => (applied.epoch, Self::applied(applied, outcomes)),
+            Record::Whole(whole) => (whole.epoch, self.begin(whole.epoch == epoch)),
             Record::Answer(_) => return None,
         };
         let status = if theirs == epoch { status } else { AnswerStatus::WrongEpoch };
@@ -141,6 +151,11 @@ impl MirrorArea {
 
     fn remember(joined: &Outcomes, outcomes: &OutcomeTable) -> AnswerStatus {
         if joined.applied.iter().all(|id| outcomes.insert(*id, 0)) { AnswerStatus::Done } else { AnswerStatus::Full }
+    }
+
+    fn begin(&mut self, same_epoch: bool) -> AnswerStatus {
+        self.whole |= same_epoch;
+        AnswerStatus::Done
     }
 
     fn applied(applied: &Applied, outcomes: &OutcomeTable) -> AnswerStatus {

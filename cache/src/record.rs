@@ -22,6 +22,8 @@
 //!
 //! Applied (kind 5): 0 kind, 1 and 2 zero, 3 part of the command, 4..8 zero, 8..16 epoch, 16..24 tag for the answer, 24..40 command: origin, 40..48 command:
 //! sequence, 48..56 command: oldest outstanding.
+//!
+//! Whole (kind 6): 0 kind, 1..8 zero, 8..16 epoch, 16..24 tag for the answer.
 
 use heapless::Vec;
 
@@ -139,6 +141,13 @@ pub struct Applied {
     pub oldest: u64,
 }
 
+/// From here on the partner's mirror, with media, has everything that is acknowledged: the home has replayed the vault, and begins to serve.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub struct Whole {
+    /// The home's epoch.
+    pub epoch: Epoch,
+}
+
 /// Any message of the mirror VI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // lives on the stack of one task; boxing would allocate on the I/O path
@@ -153,6 +162,8 @@ pub enum Record {
     Outcomes(Outcomes),
     /// Home to partner.
     Applied(Applied),
+    /// Home to partner, once, before it serves.
+    Whole(Whole),
 }
 
 /// The message is not one of these.
@@ -165,6 +176,7 @@ const RELEASE: u8 = 2;
 const ANSWER: u8 = 3;
 const OUTCOMES: u8 = 4;
 const APPLIED: u8 = 5;
+const WHOLE: u8 = 6;
 
 impl AnswerStatus {
     const ALL: [Self; 5] = [Self::Done, Self::WrongEpoch, Self::CrcMismatch, Self::Malformed, Self::Full];
@@ -270,6 +282,18 @@ impl Applied {
     }
 }
 
+impl Whole {
+    /// See [`Record::encode`].
+    #[must_use]
+    pub fn encode(&self, tag: u64) -> Encoded {
+        let mut out = Writer::new([WHOLE, 0, 0, 0]);
+        out.put(&[0; 4]);
+        out.put_u64(self.epoch.0);
+        out.put_u64(tag);
+        out.0
+    }
+}
+
 impl Record {
     /// The bytes, with `tag` for whoever waits for the answer.
     #[must_use]
@@ -280,6 +304,7 @@ impl Record {
             Self::Answer(answer) => answer.encode(tag),
             Self::Outcomes(outcomes) => outcomes.encode(tag),
             Self::Applied(applied) => applied.encode(tag),
+            Self::Whole(whole) => whole.encode(tag),
         }
     }
 
@@ -337,6 +362,7 @@ impl Record {
                 let command = CommandId { origin: input.take()?, sequence: input.u64()?, part };
                 Self::Applied(Applied { epoch, command, oldest: input.u64()? })
             }
+            WHOLE => Self::Whole(Whole { epoch }),
             _ => return Err(Malformed),
         };
         if input.0.is_empty() { Ok((record, tag)) } else { Err(Malformed) }
@@ -409,7 +435,8 @@ mod tests {
         let outcomes = Record::Outcomes(Outcomes { epoch: Epoch(4), applied: (0..16).map(|_| id).collect() });
         let answer = Record::Answer(Answer { status: AnswerStatus::CrcMismatch, epoch: Epoch(9) });
         let applied = Record::Applied(Applied { epoch: Epoch(4), command: id, oldest: 1 });
-        for record in [commit(16), commit(1), release, outcomes, answer, applied] {
+        let whole = Record::Whole(Whole { epoch: Epoch(4) });
+        for record in [commit(16), commit(1), release, outcomes, answer, applied, whole] {
             assert_eq!(Record::decode(&record.encode(77)), Ok((record, 77)));
         }
     }
@@ -427,7 +454,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..RECORD_BYTES_MAX), kind in 0u8..7) {
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..RECORD_BYTES_MAX), kind in 0u8..8) {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = kind; }
             if let Ok((record, tag)) = Record::decode(&bytes) {

@@ -66,6 +66,10 @@ pub enum Mutation {
     SoloAcknowledgesFromMemory,
     /// PROTOCOLS 4.4: a director that is alone calls itself settled before everything is on media.
     SettledWhileDirty,
+    /// PROTOCOLS 4.4: a director that is alone and settled reads without a lease of the registry.
+    SoloWithoutLease,
+    /// PROTOCOLS 4.4: whoever finds a settled partner's record takes over at once.
+    ClaimWithoutWaiting,
     /// PROTOCOLS 4.5: a partner joins while writes are on their way to media.
     JoinWithoutQuiescing,
     /// PROTOCOLS 6.2: a flush is answered before everything is on media.
@@ -94,6 +98,8 @@ pub enum Mutation {
     RetireBeforeMedia,
     /// PROTOCOLS 6.3: a record counts as durable before any device has it.
     SavedBeforeDurable,
+    /// PROTOCOLS 6.4: what the vault has of mirrored volumes is replayed although their mirror is adopted.
+    ReplayOverMirror,
     /// PROTOCOLS 12.1: a takeover forgets that an unmirrored volume was dirty.
     LossIsForgotten,
     /// The storage engine writes a page before media have the log of its last change.
@@ -132,7 +138,7 @@ impl Mutation {
     pub const OF_GROUPS: [Self; 3] = [Self::GuardsUnchecked, Self::WriteWithoutIntent, Self::OpenWithoutReplay];
 
     /// All others: the simulator must find them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 32] = [
         Self::FreshLeavesBoth,
         Self::FetchOverAcknowledged,
         Self::AcknowledgeBeforeAnswer,
@@ -153,9 +159,12 @@ impl Mutation {
         Self::TakeOverWithoutAdopting,
         Self::SoloAcknowledgesFromMemory,
         Self::SettledWhileDirty,
+        Self::SoloWithoutLease,
+        Self::ClaimWithoutWaiting,
         Self::JoinWithoutQuiescing,
         Self::FlushBeforeDestage,
         Self::FuaIsIgnored,
+        Self::ReplayOverMirror,
         Self::CleanBeforeDurable,
         Self::CleanInDeviceCache,
         Self::ApplyTwice,

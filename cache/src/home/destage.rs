@@ -119,8 +119,8 @@ impl<S: Store, P: Provider> Cache<S, P> {
                 continue;
             }
             if self.dirty_blocks() == 0 || inner.journalling.get() {
-                // A mark that cannot be cleared now is cleared another time: nobody's data depends on it.
-                let _ = self.clear_marks().await;
+                // What cannot be done now is done another time: nobody's data depends on it.
+                let _ = self.tidy_vault().await;
                 inner.moved.changed_since(moved).await;
                 continue;
             }
@@ -159,10 +159,13 @@ impl<S: Store, P: Provider> Cache<S, P> {
         }
     }
 
-    async fn clear_marks(&self) -> Result<(), CacheError> {
+    /// When everything is on media the vault has nothing that is older, and volumes that have nothing in one memory only have no mark.
+    async fn tidy_vault(&self) -> Result<(), CacheError> {
+        if self.dirty_blocks() == 0 {
+            self.retire_stale().await?;
+        }
         for place in self.inner.volumes.values().filter(|place| place.policy == Policy::Unmirrored) {
             if self.is_marked(place.id) {
-                self.retire_stale().await?;
                 self.clear_mark(place.id).await?;
             }
         }

@@ -157,14 +157,20 @@ impl<S: Store, P: Provider> Cache<S, P> {
             return Ok(());
         };
         while let Some(track) = vault.retire_stale().await.map_err(|error| self.vault_failed(error))? {
-            self.destage(track).await?;
-            let slots = self.inner.slots.borrow();
-            let is_dirty = |index: usize| {
-                let block = slots.get(track).and_then(|slot| slot.blocks[index]);
-                block.is_some_and(|block| block.state != BlockState::Clean)
-            };
-            vault.settle_others(track, is_dirty);
+            self.clear_the_way(&vault, track).await?;
         }
+        Ok(())
+    }
+
+    /// Destages what keeps the vault's oldest record from being retired.
+    pub(super) async fn clear_the_way(&self, vault: &Vault<S::Device>, track: TrackAddress) -> Result<(), CacheError> {
+        self.destage(track).await?;
+        let slots = self.inner.slots.borrow();
+        let is_dirty = |index: usize| {
+            let block = slots.get(track).and_then(|slot| slot.blocks[index]);
+            block.is_some_and(|block| block.state != BlockState::Clean)
+        };
+        vault.settle_others(track, is_dirty);
         Ok(())
     }
 

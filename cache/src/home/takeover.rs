@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dyad_backend::raid::GroupError;
-use dyad_matrix::frames::{FRAME_BYTES, FrameIndex, Pinned};
-use dyad_matrix::{Memory, Provider, Segment};
-use dyad_nvme::types::Lba;
+use dyad_matrix::frames::{FRAME_BYTES, FrameIndex};
+use dyad_matrix::{Memory, Provider};
 use dyad_reactor::Time;
 use dyad_reactor::mutation::{Mutation, is_active};
 
@@ -16,7 +14,7 @@ use crate::mirror::{Adoptable, MirrorArea};
 use crate::record::{OUTCOMES_PER_MESSAGE, Outcomes};
 use crate::slots::{Block, BlockState};
 use crate::store::Store;
-use crate::vault::{Found, MarkState, Vault, VaultError};
+use crate::vault::{BlockEntry, Found, MarkState, Vault, VaultError};
 
 /// What of the vault is newer than what a director that becomes home knows already.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
@@ -68,48 +66,6 @@ impl<S: Store, P: Provider> Cache<S, P> {
         volumes.find_map(|place| self.next_dirty(place.id, 0))
     }
 
-    /// Makes the legs of the group equal, where a director that was alone may have died in the middle of a write.
-    ///
-    /// # Errors
-    /// [`CacheError::Group`]: some blocks cannot be read or written.
-    pub async fn equalise(&self) -> Result<(), CacheError> {
-        for place in self.inner.volumes.values() {
-            for track in 0..place.blocks / TRACK_BLOCKS as u64 {
-                let track = TrackAddress { volume: place.id, track };
-                let frames = self.take_frames(TRACK_BLOCKS, Time::FAR_FUTURE).await?;
-                // A home that stays one may have a destage on its way, begun before the pair broke: what was there before must not go over it.
-                self.begin_media_write(track).await;
-                let equal = self.equalise_track(track, &frames).await;
-                self.end_media_write(track);
-                equal?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn equalise_track(&self, track: TrackAddress, frames: &Pinned) -> Result<(), CacheError> {
-        let lba = self.group_lba(TrackRange::whole(track))?;
-        match self.equalise_blocks(lba, &frames.segments()).await {
-            // Block by block then: one that no leg can read stays an error for whoever reads it.
-            Err(CacheError::Group(GroupError::Media)) => {
-                for (lba, frame) in (lba.0..).map(Lba).zip(frames.frames()) {
-                    match self.equalise_blocks(lba, &[self.inner.pool.segment(*frame)]).await {
-                        Ok(()) | Err(CacheError::Group(GroupError::Media)) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    async fn equalise_blocks(&self, lba: Lba, segments: &[Segment]) -> Result<(), CacheError> {
-        let store = &self.inner.store;
-        store.read(lba, segments).await.map_err(|error| self.group_failed(error))?;
-        store.write(lba, segments, true).await.map_err(|error| self.group_failed(error))
-    }
-
     /// There is no partner any more. Commands that wait for it will see the regime change. Whoever goes on alone calls [`Self::journal`] next.
     pub fn drop_link(&self) {
         if let Some(link) = self.inner.link.borrow_mut().take() {
@@ -122,6 +78,12 @@ impl<S: Store, P: Provider> Cache<S, P> {
     /// Something acknowledged may be in this memory only: it goes to the vault before anything else does, if there is one.
     fn needs_journal(&self) {
         self.inner.journalling.set(self.vault().is_some());
+    }
+
+    /// [`Self::journal`] has to be called, and nothing is destaged before that.
+    #[must_use]
+    pub fn awaits_journal(&self) -> bool {
+        self.inner.journalling.get()
     }
 
     /// Tells a partner that is about to join what was applied (PROTOCOLS 9.3). No write may be under way.
@@ -156,6 +118,12 @@ impl<S: Store, P: Provider> Cache<S, P> {
         }
         *self.inner.vault.borrow_mut() = Some(vault);
         noted
+    }
+
+    /// Everything acknowledged is on media, and the vault has nothing older.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.dirty_blocks() == 0 && self.vault().is_none_or(|vault| !vault.is_stale())
     }
 
     /// The vault is not ours any more.
@@ -206,12 +174,12 @@ impl<S: Store, P: Provider> Cache<S, P> {
     ///
     /// # Errors
     /// [`CacheError`]; [`VaultError::Damaged`] before anything was written.
-    pub async fn replay(&self, vault: &Vault<S::Device>, mut found: Found, what: Replay) -> Result<(), CacheError> {
-        vault.check_contents(&mut found).await.map_err(|error| self.vault_failed(error))?;
+    pub async fn replay(&self, vault: &Vault<S::Device>, found: &mut Found, what: Replay) -> Result<(), CacheError> {
+        vault.check_contents(found).await.map_err(|error| self.vault_failed(error))?;
         if is_active(Mutation::RetireBeforeMedia) {
             vault.retire_former().await.map_err(|error| self.vault_failed(error))?;
         }
-        for (track, newest) in newest(&found) {
+        for (track, newest) in newest(found) {
             let lives = self.inner.volumes.get(&track.volume).filter(|place| match what {
                 Replay::All => true,
                 Replay::Unmirrored => place.policy == Policy::Unmirrored && vault.mark(place.id).is_none(),
@@ -222,7 +190,7 @@ impl<S: Store, P: Provider> Cache<S, P> {
             }
             for (index, from) in newest.iter().enumerate() {
                 if let Some((record, nth)) = *from {
-                    self.replay_block(vault, &found, (record, nth), track, index).await?;
+                    self.replay_block(vault, found, (record, nth), track, index).await?;
                 }
             }
         }
@@ -250,8 +218,8 @@ impl<S: Store, P: Provider> Cache<S, P> {
     }
 
     /// Takes over what a lost home had committed. Its memory must have been revoked; fencing must be done (PROTOCOLS 4.3). A block
-    /// whose bytes no longer have their CRC is counted and left out: memory failed.
-    pub async fn adopt(&self, area: &MirrorArea) {
+    /// whose bytes no longer have their CRC is counted: memory failed. What the vault was `found` to have of it is all that was promised to survive more.
+    pub async fn adopt(&self, area: &MirrorArea, found: &Found) {
         let inner = &*self.inner;
         for block in area.adoptable() {
             let frame = loop {
@@ -261,24 +229,41 @@ impl<S: Store, P: Provider> Cache<S, P> {
                 }
                 inner.pool.freed().changed_since(seen).await;
             };
-            self.adopt_block(area.memory(), block, frame.frames()[0]);
+            if !self.adopt_block(area.memory(), block, frame.frames()[0]) {
+                self.count(|counters| counters.damaged_blocks += 1);
+                self.adopt_from_vault(found, block, frame.frames()[0]).await;
+            }
         }
         self.count(|counters| counters.quarantined_frames += area.unnamed_frames());
         self.needs_journal();
         inner.moved.notify_all();
     }
 
-    fn adopt_block(&self, memory: &Memory, block: Adoptable, frame: FrameIndex) {
+    fn adopt_block(&self, memory: &Memory, block: Adoptable, frame: FrameIndex) -> bool {
         let inner = &*self.inner;
         let to = frame.offset();
         dyad_matrix::memory::copy(memory, block.offset, inner.pool.memory(), to, FRAME_BYTES as u64)
             .expect("frames lie in their memories");
         if inner.pool.crc(frame) != block.crc && !is_active(Mutation::AdoptWithoutChecking) {
-            return self.count(|counters| counters.damaged_blocks += 1);
+            return false;
         }
-        inner.pool.hold(frame);
-        let adopted = Block { frame, crc: block.crc, version: block.version, state: BlockState::Dirty(None) };
-        self.install(block.track, block.index, adopted);
+        self.install_adopted(block.track, block.index, frame, BlockEntry { version: block.version, crc: block.crc });
+        true
+    }
+
+    async fn adopt_from_vault(&self, found: &Found, block: Adoptable, frame: FrameIndex) {
+        let newest = newest(found).get(&block.track).and_then(|newest| newest[block.index]);
+        let (Some(vault), Some((record, nth))) = (self.vault(), newest) else { return };
+        let head = &found.records[record];
+        if vault.fetch(head, nth, &self.inner.pool, frame).await.is_ok() {
+            self.install_adopted(block.track, block.index, frame, head.blocks[block.index].expect("it has this block"));
+        }
+    }
+
+    fn install_adopted(&self, track: TrackAddress, index: usize, frame: FrameIndex, entry: BlockEntry) {
+        self.inner.pool.hold(frame);
+        let BlockEntry { version, crc } = entry;
+        self.install(track, index, Block { frame, crc, version, state: BlockState::Dirty(None) });
         self.count(|counters| counters.adopted_blocks += 1);
     }
 }

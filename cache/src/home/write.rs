@@ -272,10 +272,13 @@ impl<S: Store, P: Provider> Cache<S, P> {
 
     /// Whoever takes over must know that an `unmirrored` volume has lost something, before it can have lost it.
     async fn mark_dirty(&self, volume: VolumeId) -> Result<(), CacheError> {
-        match self.vault() {
-            Some(vault) => vault.mark_dirty(volume).await.map_err(|error| self.vault_failed(error)),
-            // Then every takeover counts as a loss: see `lose_unmirrored`.
-            None => Ok(()),
+        // Without one every takeover counts as a loss: see `lose_unmirrored`.
+        let Some(vault) = self.vault() else { return Ok(()) };
+        loop {
+            match (vault.mark_dirty(volume).await, vault.in_the_way()) {
+                (Err(VaultError::Full), Some(track)) => self.clear_the_way(&vault, track).await?,
+                (marked, _) => return marked.map_err(|error| self.vault_failed(error)),
+            }
         }
     }
 }

@@ -302,7 +302,7 @@ impl<D: Device> Vault<D> {
                 }
             }
             if self.inner.ledger.borrow().can_retire_stale() {
-                self.note().await?;
+                self.note_retired().await?;
             } else {
                 // A record under way is in the way.
                 self.inner.changed.changed_since(seen).await;
@@ -322,7 +322,7 @@ impl<D: Device> Vault<D> {
             self.check_open()?;
             self.inner.ledger.borrow_mut().advance();
             if self.inner.ledger.borrow().oldest() >= sequence {
-                self.note().await?;
+                self.note_retired().await?;
             } else {
                 self.inner.changed.changed_since(seen).await;
             }
@@ -337,6 +337,20 @@ impl<D: Device> Vault<D> {
     pub async fn note(&self) -> Result<(), VaultError> {
         let sequence = self.begin(Room::Note).await?;
         self.write_note(sequence).await
+    }
+
+    /// Makes what is retired durable, unless somebody else does: then there may be no room for another record, and no need.
+    async fn note_retired(&self) -> Result<(), VaultError> {
+        match self.note().await {
+            Err(VaultError::Full) => Ok(()),
+            noted => noted,
+        }
+    }
+
+    /// The track that keeps the oldest record from being retired, if one does.
+    #[must_use]
+    pub fn in_the_way(&self) -> Option<TrackAddress> {
+        self.inner.ledger.borrow_mut().advance()
     }
 
     async fn write_note(&self, sequence: u64) -> Result<(), VaultError> {
@@ -426,15 +440,15 @@ impl<D: Device> Vault<D> {
             let note = {
                 let mut ledger = inner.ledger.borrow_mut();
                 ledger.advance();
+                // The last cell is for the record that makes what is retired durable: one that does not would be the last for ever.
+                let retires = ledger.oldest() > ledger.durable();
                 let enough = match what {
-                    Room::Contents => ledger.room() > 1,
-                    Room::Note => ledger.room() > 0,
+                    Room::Note if retires => ledger.room() > 0,
+                    Room::Contents | Room::Note => ledger.room() > 1,
                 };
                 if enough && ledger.has_window() {
                     return Ok(ledger.begin());
                 }
-                // The last cell is for the record that makes what is retired durable.
-                let retires = ledger.oldest() > ledger.durable();
                 if !enough && retires && ledger.room() > 0 && ledger.has_window() {
                     Some(ledger.begin())
                 } else if !enough && ledger.under_way() == 0 {

@@ -155,7 +155,8 @@ fn saved() -> (World, Rc<RefCell<Flat>>) {
     let mut host = Host { cache: world.cache(), flat: Rc::clone(&flat), value: 0, sequence: 0 };
     world.run(async move {
         for n in 0..25 {
-            host.write(n % 8 * 16 + n / 8, 2, true).await;
+            // Not so much that it is destaged.
+            host.write(n % 8 * 16 + n / 8, 1, true).await;
         }
     });
     world.lose_power();
@@ -276,4 +277,28 @@ fn a_record_that_a_keeper_missed_counts_when_that_keeper_is_on_record_as_failed(
     // The keeper that is left has it.
     let head = |cell: u64| world.media[0].contents(Lba(VAULT_START.0 + cell * 17)).unwrap();
     assert!((0..36).any(|cell| head(cell)[92..94] == [1 << 7, 0]));
+}
+
+#[test]
+fn whoever_retires_beside_others_does_not_take_the_last_cell_for_nothing() {
+    for seed in 0..20 {
+        let settings = Settings { idle: Duration::from_micros(20), ..settings() };
+        let mut world = World::whole(seed, settings);
+        world.kill(1);
+        world.go_on_alone();
+        world.finish();
+        // Alone, with a vault that is full all the time: many write to media, and retire what is older in the vault.
+        for host in 1..=8 {
+            let cache = world.cache();
+            world.operations.push(Box::pin(async move {
+                for n in 0..60 {
+                    let range = world::range(MIRRORED, (n * 7 + u64::from(host) * 3) % 128, 1);
+                    world::write(&cache, range, n, (host, n + 1), n % 3 == 0).await.unwrap();
+                }
+            }));
+        }
+        world.finish();
+        let cache = world.cache();
+        world.run(async move { cache.flush(MIRRORED, dyad_reactor::Time::FAR_FUTURE).await }).unwrap();
+    }
 }

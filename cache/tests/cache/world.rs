@@ -226,6 +226,7 @@ impl World {
         for _ in 0..READERS_AHEAD {
             handle.spawn("read ahead", director.cache.clone().run_read_ahead());
         }
+        director.authority.set_lease(Time::FAR_FUTURE);
         director.executor.seal();
         self.directors[me] = Some(director);
     }
@@ -265,10 +266,10 @@ impl World {
         self.home = usize::from(self.directors[0].is_none());
         self.epoch = Epoch(self.epoch.0 + 1);
         match self.open_vault() {
-            Ok(Some((vault, found))) => {
+            Ok(Some((vault, mut found))) => {
                 let cache = self.cache();
                 self.run(async move {
-                    cache.replay(&vault, found, Replay::All).await?;
+                    cache.replay(&vault, &mut found, Replay::All).await?;
                     cache.attach_vault(vault).await
                 })?;
             }
@@ -290,9 +291,9 @@ impl World {
         let recovering = self.run_until(
             async move {
                 if let Some(opening) = opening
-                    && let Ok((vault, found)) = opening.await
+                    && let Ok((vault, mut found)) = opening.await
                 {
-                    let _ = cache.replay(&vault, found, what).await;
+                    let _ = cache.replay(&vault, &mut found, what).await;
                     let _ = cache.attach_vault(vault).await;
                 }
             },
@@ -313,18 +314,22 @@ impl World {
             director.area.borrow_mut().take().expect("it was a mirror")
         };
         let cache = self.cache();
-        match self.open_vault().map_err(CacheError::Vault)? {
-            Some((vault, found)) => {
+        let found = match self.open_vault().map_err(CacheError::Vault)? {
+            Some((vault, mut found)) => {
                 let cache = cache.clone();
                 self.run(async move {
-                    cache.replay(&vault, found, Replay::Unmirrored).await?;
-                    cache.attach_vault(vault).await
-                })?;
+                    cache.replay(&vault, &mut found, Replay::Unmirrored).await?;
+                    cache.attach_vault(vault).await?;
+                    Ok(found)
+                })?
             }
-            None => cache.lose_unmirrored(),
-        }
+            None => {
+                cache.lose_unmirrored();
+                Found::default()
+            }
+        };
         let adopting = cache.clone();
-        self.run(async move { adopting.adopt(&area).await });
+        self.run(async move { adopting.adopt(&area, &found).await });
         self.director(self.home).authority.set_regime(Regime::Solo(self.epoch));
         self.operations.push(Box::pin(async move {
             // If it fails, the director stays unsettled: whoever looks will see.

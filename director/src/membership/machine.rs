@@ -5,18 +5,23 @@
 //! | joining | both directors are fresh, nothing unsettled; A's change to `both` wins | both | 4.6 |
 //! | joining | the record says `both` and names this incarnation | both | 4.5 |
 //! | joining | the record names this incarnation, but the partner is solo already | restart as a fresh incarnation | 2.1 |
+//! | joining | the record of a partner that is alone and settled has not changed for a lease and the drift; our change to `solo` wins | taking over | 4.4 |
 //! | both | the partner is missed, or does not become a member in time, and every lease granted to it has ended | deciding | 4.2 |
 //! | both | a device says that we are fenced | lost | 5.3 |
 //! | deciding | our change `both -> solo` wins | taking over | 4.2 |
 //! | deciding | the record names somebody else | lost | 4.2 |
 //! | taking over | devices are fenced, the mirror is revoked and adopted | solo (settling) | 4.3 |
-//! | solo (settling) | everything is on media; our change to `settled` wins | solo (settled) | 4.4 |
+//! | solo (settling) | everything is on media or in the vault; our change to `settled` wins | solo (settled) | 4.4 |
 //! | solo (settled) | a fresh partner is connected, writes are quiet, it knows the outcomes; our change `solo -> both` wins | both | 4.5, 9.3 |
 //! | deciding, solo | a device says that we are fenced, or the record names somebody else | lost | 5.3 |
 //! | lost | the winner is settled: nothing here is needed any more | restart as a fresh incarnation | 2.1, 4.2 |
 //!
 //! A change is one compare-and-swap with a nonce; while its outcome is unknown the record is read again and nothing is
-//! served. There is no registry lease yet: nobody takes over from `solo`, so a solo director needs none.
+//! served.
+//!
+//! **The registry lease** of a director that is alone and settled (4.4) is that it keeps changing the record's nonce. A change gives it a lease from
+//! the moment at which the record surely was without it. Whoever has seen the record unchanged for that long and the drift changes what it has seen, or
+//! loses: so a change of the holder that comes late cannot be made any more. While it is settling nobody takes over, and no lease is needed.
 
 use std::time::Duration;
 
@@ -32,7 +37,7 @@ use super::record::{DirectorId, Incarnation, PairRecord, PairState};
 pub struct Timing {
     /// Between heartbeats.
     pub heartbeat: Duration,
-    /// How long a grant lets the grantee read.
+    /// How long a grant, or a change of the record, lets a director read.
     pub lease: Duration,
 }
 
@@ -52,6 +57,11 @@ impl Timing {
     /// When a lease has surely ended at the grantee, counted from the grant by the granter's clock. Either clock may be 1 % off.
     fn lease_ended(self) -> Duration {
         self.lease * 103 / 100
+    }
+
+    /// Between changes of the record by a director that is alone.
+    fn renewal(self) -> Duration {
+        self.lease / 3
     }
 
     /// Silence after which the partner is missed.
@@ -91,7 +101,7 @@ pub enum Event {
     TookOver(Epoch),
     /// An action of that epoch could not be done; it is asked for again.
     ActionFailed(Epoch),
-    /// Nothing is dirty.
+    /// Everything acknowledged is on media or in the vault.
     Settled,
     /// [`Action::Quiesce`] is done, in that epoch.
     Quiesced(Epoch),
@@ -122,19 +132,9 @@ pub enum Action {
     /// Make our key of this epoch one of the two that write to the devices: `Registered` or `ActionFailed`.
     Register(Epoch),
     /// As the home: start mirroring to the partner: `Welcomed` or `ActionFailed`.
-    Welcome {
-        /// In which epoch.
-        epoch: Epoch,
-        /// The group may have been left in the middle of a write: make its legs equal first.
-        equalise: bool,
-    },
+    Welcome(Epoch),
     /// Fence the partner, revoke the mirror, adopt what it held: `TookOver` or `ActionFailed`.
-    TakeOver {
-        /// In which epoch.
-        epoch: Epoch,
-        /// As in `Welcome`, before anything is adopted.
-        equalise: bool,
-    },
+    TakeOver(Epoch),
     /// Wait until no write is on its way to media, and teach the partner the outcomes of all: `Quiesced` or `ActionFailed`.
     Quiesce(Epoch),
     /// Forget everything and start as a fresh incarnation.
@@ -149,10 +149,20 @@ pub type Actions = heapless::Vec<Action, 8>;
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 enum State {
     Joining,
-    Both { stage: BothStage, heard: Time, granted_until: Time },
+    Both {
+        stage: BothStage,
+        heard: Time,
+        granted_until: Time,
+    },
     Deciding,
-    TakingOver { working: bool },
-    Solo { stage: SoloStage },
+    /// Nobody yet: the partner, alone and settled, has not been heard of in the registry.
+    Claiming,
+    TakingOver {
+        working: bool,
+    },
+    Solo {
+        stage: SoloStage,
+    },
     Lost,
     Restarting,
 }
@@ -174,6 +184,8 @@ enum SoloStage {
     Settling,
     Settled,
     Quiescing,
+    /// The partner knows the outcomes; the registry is busy.
+    Quiesced,
     Admitting,
 }
 
@@ -207,6 +219,13 @@ pub struct Machine {
     stranger: bool,
     heartbeat_due: Time,
     changes: u32,
+    /// When the change that is outstanding, or was made last, surely had not been made.
+    unmade: Time,
+    /// When the record that is outstanding was asked for.
+    asked: Time,
+    /// The nonce of a settled partner's record, and when it was first seen.
+    seen: Option<(u64, Time)>,
+    renewal_due: Time,
 }
 
 impl Machine {
@@ -226,6 +245,10 @@ impl Machine {
             stranger: false,
             heartbeat_due: Time::ZERO,
             changes: 0,
+            unmade: Time::ZERO,
+            asked: Time::ZERO,
+            seen: None,
+            renewal_due: Time::ZERO,
         }
     }
 
@@ -237,7 +260,7 @@ impl Machine {
             State::Both { stage: BothStage::Registering { .. }, .. } => {
                 self.record.is_some_and(|record| self.is_home(&record))
             }
-            State::Joining | State::Lost | State::Restarting => false,
+            State::Joining | State::Claiming | State::Lost | State::Restarting => false,
             State::Both { .. } | State::Deciding | State::TakingOver { .. } | State::Solo { .. } => true,
         };
         self.record.filter(|_| member).map_or(Epoch(0), |record| record.epoch)
@@ -268,7 +291,7 @@ impl Machine {
         match self.state {
             State::Both { .. } => self.record.is_some_and(|record| self.is_home(&record)),
             State::TakingOver { .. } | State::Solo { .. } => true,
-            State::Joining | State::Deciding | State::Lost | State::Restarting => false,
+            State::Joining | State::Deciding | State::Claiming | State::Lost | State::Restarting => false,
         }
     }
 
@@ -294,6 +317,7 @@ impl Machine {
             } => "both, forming",
             State::Both { stage: BothStage::Whole, .. } => "both",
             State::Deciding => "deciding",
+            State::Claiming => "claiming",
             State::TakingOver { .. } => "taking over",
             State::Solo { stage: SoloStage::Settling } => "solo, settling",
             State::Solo { .. } => "solo, settled",
@@ -336,7 +360,7 @@ impl Machine {
             Event::LinkDown => {
                 self.link = None;
                 self.partner_fresh = false;
-                if let State::Solo { stage: stage @ SoloStage::Quiescing } = &mut self.state {
+                if let State::Solo { stage: stage @ (SoloStage::Quiescing | SoloStage::Quiesced) } = &mut self.state {
                     *stage = SoloStage::Settled;
                     self.serve_solo(actions);
                 }
@@ -363,7 +387,7 @@ impl Machine {
                 let Registry::Changing(proposal) = self.registry else { panic!("an outcome of no change") };
                 // Somebody else's change, or our own that was reported unknown before: the nonce will tell.
                 self.registry = Registry::Unknown { proposal, reading: true };
-                push(actions, Action::ReadRecord);
+                self.ask(now, actions);
             }
             Event::Registered(_) => {
                 let home = self.record.is_some_and(|record| self.is_home(&record));
@@ -382,7 +406,11 @@ impl Machine {
             }
             Event::TookOver(_) => {
                 if let State::TakingOver { .. } = self.state {
-                    self.state = State::Solo { stage: SoloStage::Settling };
+                    let stage = if self.is_settled() { SoloStage::Settled } else { SoloStage::Settling };
+                    self.state = State::Solo { stage };
+                    if stage == SoloStage::Settling {
+                        push(actions, Action::SetLease(Time::FAR_FUTURE));
+                    }
                     self.serve_solo(actions);
                 }
             }
@@ -400,22 +428,22 @@ impl Machine {
             },
             Event::Settled => {
                 if self.awaits_settling() {
-                    self.change(actions, |record, me| {
-                        record.state = PairState::Solo { holder: me, settled: true };
-                        record.legs_suspect = false;
+                    self.change(now, actions, |record, me| {
+                        record.state = PairState::Solo { holder: me, settled: true }
                     });
+                    self.renew_lease(actions);
                 }
             }
             Event::Quiesced(_) => {
-                let State::Solo { stage: stage @ SoloStage::Quiescing } = &mut self.state else { return };
-                let Some(partner) = self.link else { return };
-                *stage = SoloStage::Admitting;
-                self.change(actions, |record, me| form_both(record, me, partner));
+                if let State::Solo { stage: stage @ SoloStage::Quiescing } = &mut self.state {
+                    *stage = SoloStage::Quiesced;
+                    self.tick(now, actions);
+                }
             }
             Event::Fenced => match self.state {
                 State::Both { .. } | State::Deciding | State::Solo { .. } => self.lose(actions),
                 // Until the takeover is done the devices may well be somebody else's.
-                State::Joining | State::TakingOver { .. } | State::Lost | State::Restarting => {}
+                State::Joining | State::Claiming | State::TakingOver { .. } | State::Lost | State::Restarting => {}
             },
         }
     }
@@ -430,14 +458,14 @@ impl Machine {
         }
         if let Registry::Unknown { proposal, reading: false } = self.registry {
             self.registry = Registry::Unknown { proposal, reading: true };
-            push(actions, Action::ReadRecord);
+            self.ask(now, actions);
         }
         match self.state {
             State::Joining => {
-                self.consider_forming(actions);
+                self.consider_forming(now, actions);
                 if self.registry == Registry::Idle {
                     self.registry = Registry::Reading;
-                    push(actions, Action::ReadRecord);
+                    self.ask(now, actions);
                 }
             }
             State::Both { stage, heard, granted_until } => {
@@ -447,7 +475,7 @@ impl Machine {
                 {
                     self.state = State::Deciding;
                     self.stop(actions, Regime::Undecided);
-                    self.change(actions, |record, me| {
+                    self.change(now, actions, |record, me| {
                         record.state = PairState::Solo { holder: me, settled: false };
                         record.epoch = Epoch(record.epoch.0 + 1);
                     });
@@ -455,11 +483,10 @@ impl Machine {
                     self.register(actions);
                 }
             }
-            State::Deciding => {}
+            State::Deciding | State::Claiming => {}
             State::TakingOver { working: false } => {
                 self.state = State::TakingOver { working: true };
-                let equalise = self.record.is_some_and(|record| record.legs_suspect);
-                push(actions, Action::TakeOver { epoch: self.epoch(), equalise });
+                push(actions, Action::TakeOver(self.epoch()));
             }
             State::Solo { stage: SoloStage::Settled }
                 if self.link.is_some() && self.partner_fresh && self.registry == Registry::Idle =>
@@ -468,14 +495,44 @@ impl Machine {
                 push(actions, Action::SetRegime(Regime::Undecided));
                 push(actions, Action::Quiesce(self.epoch()));
             }
+            State::Solo { stage: SoloStage::Quiesced } if self.registry == Registry::Idle => {
+                if let Some(partner) = self.link {
+                    self.state = State::Solo { stage: SoloStage::Admitting };
+                    self.change(now, actions, |record, me| form_both(record, me, partner));
+                }
+            }
             State::TakingOver { working: true } | State::Solo { .. } | State::Restarting => {}
             State::Lost => {
                 if self.registry == Registry::Idle {
                     self.registry = Registry::Reading;
-                    push(actions, Action::ReadRecord);
+                    self.ask(now, actions);
                 }
             }
         }
+        self.keep_lease(now, actions);
+    }
+
+    /// Alone and settled: changes the record, so that nobody takes it for left (PROTOCOLS 4.4).
+    fn keep_lease(&mut self, now: Time, actions: &mut Actions) {
+        let holds = matches!(self.state, State::TakingOver { .. } | State::Solo { .. }) && self.is_settled();
+        if holds && self.registry == Registry::Idle && now >= self.renewal_due {
+            self.change(now, actions, |_, _| {});
+        }
+    }
+
+    /// The record says that this director is alone, and that nothing is in its memory only.
+    fn is_settled(&self) -> bool {
+        self.record.is_some_and(|record| record.state == PairState::Solo { holder: self.me, settled: true })
+    }
+
+    /// From when the record surely was without the change that gives it.
+    fn renew_lease(&self, actions: &mut Actions) {
+        push(actions, Action::SetLease(self.unmade + self.timing.lease));
+    }
+
+    fn ask(&mut self, now: Time, actions: &mut Actions) {
+        self.asked = now;
+        push(actions, Action::ReadRecord);
     }
 
     fn misses_partner(&self, now: Time, stage: BothStage, heard: Time) -> bool {
@@ -506,7 +563,7 @@ impl Machine {
                     PeerMessage::Heartbeat { .. } if !self.stranger => {
                         if *stage == BothStage::Awaiting {
                             *stage = BothStage::Welcoming;
-                            push(actions, Action::Welcome { epoch: record.epoch, equalise: record.legs_suspect });
+                            push(actions, Action::Welcome(record.epoch));
                         }
                         *granted_until = now + self.timing.lease_ended();
                         push(actions, Action::Send(PeerMessage::Grant { from: self.incarnation, epoch, stamp }));
@@ -524,17 +581,17 @@ impl Machine {
                 let known = self.record.map_or(Epoch(0), |record| record.epoch);
                 if epoch > known && self.registry == Registry::Idle {
                     self.registry = Registry::Reading;
-                    push(actions, Action::ReadRecord);
+                    self.ask(now, actions);
                 }
-                self.consider_forming(actions);
+                self.consider_forming(now, actions);
             }
             State::Solo { .. } => self.tick(now, actions),
-            State::Deciding | State::TakingOver { .. } | State::Lost | State::Restarting => {}
+            State::Deciding | State::Claiming | State::TakingOver { .. } | State::Lost | State::Restarting => {}
         }
     }
 
     /// Both fresh: director A forms the pair, if nothing is lost by it (PROTOCOLS 4.6).
-    fn consider_forming(&mut self, actions: &mut Actions) {
+    fn consider_forming(&mut self, now: Time, actions: &mut Actions) {
         let (Some(record), Some(partner)) = (self.record, self.link) else { return };
         if self.me != DirectorId::A
             || self.registry != Registry::Idle
@@ -546,11 +603,27 @@ impl Machine {
         match record.state {
             PairState::Solo { settled: false, .. } => push(actions, Action::NeedOperator),
             PairState::Down | PairState::Both { .. } | PairState::Solo { settled: true, .. } => {
-                self.change(actions, |record, me| {
-                    record.legs_suspect |= record.state != PairState::Down;
-                    form_both(record, me, partner);
-                });
+                self.change(now, actions, |record, me| form_both(record, me, partner));
             }
+        }
+    }
+
+    /// The partner is alone and settled, and has not changed the record for as long as any lease of its could last: what it had is on media or in the
+    /// vault. So whoever takes over is settled, too (PROTOCOLS 4.4).
+    fn consider_claiming(&mut self, now: Time, record: PairRecord, actions: &mut Actions) {
+        if record.state != (PairState::Solo { holder: self.me.partner(), settled: true }) {
+            self.seen = None;
+            return;
+        }
+        let since = self.seen.filter(|(nonce, _)| *nonce == record.nonce).map_or(now, |(_, since)| since);
+        self.seen = Some((record.nonce, since));
+        let over = now.since(since) > self.timing.lease_ended() || is_active(Mutation::ClaimWithoutWaiting);
+        if over && self.registry == Registry::Idle {
+            self.state = State::Claiming;
+            self.change(now, actions, |record, me| {
+                record.state = PairState::Solo { holder: me, settled: true };
+                record.epoch = Epoch(record.epoch.0 + 1);
+            });
         }
     }
 
@@ -566,6 +639,7 @@ impl Machine {
             Registry::Unknown { proposal, .. } if Some(record) == self.record => {
                 // Not made (yet): asking for the same again cannot make it twice.
                 self.registry = Registry::Changing(proposal);
+                self.unmade = self.asked;
                 push(actions, Action::Cas { expected: record, proposal });
             }
             Registry::Unknown { .. } => self.change_lost(now, record, actions),
@@ -599,7 +673,8 @@ impl Machine {
                     self.state = State::Restarting;
                     push(actions, Action::Restart);
                 } else {
-                    self.consider_forming(actions);
+                    self.consider_forming(now, actions);
+                    self.consider_claiming(now, record, actions);
                 }
             }
             State::Lost => {
@@ -612,6 +687,7 @@ impl Machine {
             }
             State::Both { .. }
             | State::Deciding
+            | State::Claiming
             | State::TakingOver { .. }
             | State::Solo { .. }
             | State::Restarting => {}
@@ -635,10 +711,19 @@ impl Machine {
                 self.state = State::TakingOver { working: false };
                 self.tick(now, actions);
             }
-            State::Solo { stage: SoloStage::Settling } => self.state = State::Solo { stage: SoloStage::Settled },
-            State::Solo { .. } | State::Both { .. } | State::TakingOver { .. } => {
-                unreachable!("no change is asked for in {:?}", self.state)
+            State::Claiming => {
+                self.state = State::TakingOver { working: false };
+                self.renew_lease(actions);
+                // Whoever is at the other end of the link: it is not a partner of this epoch.
+                self.stop(actions, Regime::Undecided);
+                self.tick(now, actions);
             }
+            State::Solo { stage: SoloStage::Settling } => {
+                self.state = State::Solo { stage: SoloStage::Settled };
+                self.renew_lease(actions);
+            }
+            State::Solo { .. } | State::TakingOver { .. } => self.renew_lease(actions),
+            State::Both { .. } => unreachable!("no change is asked for in {:?}", self.state),
             // Fenced while the change was under way: somebody took over from the record that we wrote.
             State::Lost | State::Restarting => {}
         }
@@ -646,6 +731,10 @@ impl Machine {
 
     fn change_lost(&mut self, now: Time, record: PairRecord, actions: &mut Actions) {
         match self.state {
+            State::Claiming => {
+                self.state = State::Joining;
+                self.learn(now, record, actions);
+            }
             State::Joining | State::Lost => self.learn(now, record, actions),
             State::Restarting => {}
             State::Both { .. } | State::Deciding | State::TakingOver { .. } | State::Solo { .. } => {
@@ -655,7 +744,7 @@ impl Machine {
         }
     }
 
-    fn change(&mut self, actions: &mut Actions, edit: impl FnOnce(&mut PairRecord, DirectorId)) {
+    fn change(&mut self, now: Time, actions: &mut Actions, edit: impl FnOnce(&mut PairRecord, DirectorId)) {
         assert_eq!(self.registry, Registry::Idle, "one change at a time");
         let expected = self.record.expect("a change starts from a record that was read");
         let mut proposal = expected;
@@ -664,6 +753,8 @@ impl Machine {
         proposal.nonce = u64::from(self.incarnation.0) << 32 | u64::from(self.changes);
         proposal.members[usize::from(self.me.index())] = self.incarnation;
         self.registry = Registry::Changing(proposal);
+        self.unmade = now;
+        self.renewal_due = now + self.timing.renewal();
         push(actions, Action::Cas { expected, proposal });
     }
 

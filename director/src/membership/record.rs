@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 0..4 | magic `DYPR` |
 //! | 4..6 | format version, 1 |
-//! | 6 | state: 0 down, 1 both, 2 solo settling, 3 solo settled; plus 128 if the legs of the group may differ |
+//! | 6 | state: 0 down, 1 both, 2 solo settling, 3 solo settled |
 //! | 7 | director that is home (both) or alone (solo); 0 in down |
 //! | 8..16 | epoch |
 //! | 16..20, 20..24 | incarnation of director 0, of director 1; zero: never a member |
@@ -20,7 +20,6 @@ pub const RECORD_BYTES: usize = 36;
 
 const MAGIC: [u8; 4] = *b"DYPR";
 const FORMAT: u16 = 1;
-const LEGS_SUSPECT: u8 = 0x80;
 
 /// One of the two directors of a pair.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,7 +78,7 @@ pub enum PairState {
     Solo {
         /// Which.
         holder: DirectorId,
-        /// Everything acknowledged is on media.
+        /// Everything acknowledged is on media or in the vault.
         settled: bool,
     },
 }
@@ -93,8 +92,6 @@ pub struct PairRecord {
     pub state: PairState,
     /// The incarnations that this is about.
     pub members: [Incarnation; 2],
-    /// A director that was alone may have died in the middle of a write: the legs of the group must be made equal before they are read.
-    pub legs_suspect: bool,
     /// Which attempt wrote it: tells a change with an unknown outcome from somebody else's.
     pub nonce: u64,
 }
@@ -108,7 +105,7 @@ impl PairRecord {
     /// The record of a pair that never ran.
     #[must_use]
     pub const fn initial() -> Self {
-        Self { epoch: Epoch(0), state: PairState::Down, members: [Incarnation(0); 2], legs_suspect: false, nonce: 0 }
+        Self { epoch: Epoch(0), state: PairState::Down, members: [Incarnation(0); 2], nonce: 0 }
     }
 
     /// The incarnation of `director` that the record is about.
@@ -137,7 +134,7 @@ impl PairRecord {
         };
         put(&MAGIC);
         put(&FORMAT.to_le_bytes());
-        put(&[state | if self.legs_suspect { LEGS_SUSPECT } else { 0 }, director]);
+        put(&[state, director]);
         put(&self.epoch.0.to_le_bytes());
         put(&self.members[0].0.to_le_bytes());
         put(&self.members[1].0.to_le_bytes());
@@ -160,16 +157,15 @@ impl PairRecord {
             return Err(BadRecord);
         }
         let director = DirectorId::from_index(bytes[7]).ok_or(BadRecord)?;
-        let state = match bytes[6] & !LEGS_SUSPECT {
+        let state = match bytes[6] {
             0 => PairState::Down,
             1 => PairState::Both { home: director },
             2 => PairState::Solo { holder: director, settled: false },
             3 => PairState::Solo { holder: director, settled: true },
             _ => return Err(BadRecord),
         };
-        let legs_suspect = bytes[6] & LEGS_SUSPECT != 0;
         let members = [Incarnation(word(16)), Incarnation(word(20))];
-        Ok(Self { epoch: Epoch(long(8)), state, members, legs_suspect, nonce: long(24) })
+        Ok(Self { epoch: Epoch(long(8)), state, members, nonce: long(24) })
     }
 }
 
@@ -185,13 +181,7 @@ mod tests {
             PairState::Solo { holder: DirectorId::A, settled: false },
             PairState::Solo { holder: DirectorId::B, settled: true },
         ] {
-            let record = PairRecord {
-                epoch: Epoch(7),
-                state,
-                members: [Incarnation(8), Incarnation(9)],
-                legs_suspect: state != PairState::Down,
-                nonce: 10,
-            };
+            let record = PairRecord { epoch: Epoch(7), state, members: [Incarnation(8), Incarnation(9)], nonce: 10 };
             let bytes = record.encode();
             assert_eq!(PairRecord::decode(&bytes), Ok(record));
             for at in 0..RECORD_BYTES {

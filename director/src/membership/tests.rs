@@ -63,7 +63,7 @@ impl Driver {
     fn home() -> Self {
         let mut driver = Self::forming();
         let actions = driver.heartbeat(1);
-        assert!(actions.contains(&Action::Welcome { epoch: Epoch(1), equalise: false }), "{actions:?}");
+        assert!(actions.contains(&Action::Welcome(Epoch(1))), "{actions:?}");
         assert_eq!(driver.step(Event::Welcomed(Epoch(1))), [Action::SetRegime(Regime::Mirrored(Epoch(1)))]);
         driver
     }
@@ -87,8 +87,9 @@ fn a_survivor_decides_only_when_every_lease_that_it_granted_has_ended() {
     let proposal = cas_of(&actions).expect("the lease and the drift are over");
     assert_eq!((proposal.state, proposal.epoch), (PairState::Solo { holder: DirectorId::A, settled: false }, Epoch(2)));
     assert!(actions.contains(&Action::SetRegime(Regime::Undecided)), "nothing is served while the outcome is open");
-    assert!(home.step(Event::CasWon).contains(&Action::TakeOver { epoch: Epoch(2), equalise: false }));
-    assert_eq!(home.step(Event::TookOver(Epoch(2))), [Action::SetRegime(Regime::Solo(Epoch(2)))]);
+    assert!(home.step(Event::CasWon).contains(&Action::TakeOver(Epoch(2))));
+    let serves = [Action::SetLease(Time::FAR_FUTURE), Action::SetRegime(Regime::Solo(Epoch(2)))];
+    assert_eq!(home.step(Event::TookOver(Epoch(2))), serves, "nobody takes over from whoever is settling");
 }
 
 #[test]
@@ -115,7 +116,7 @@ fn an_unknown_outcome_is_read_until_it_is_known() {
     assert_eq!(home.step(Event::Tick), [Action::ReadRecord], "and again");
     // Our own nonce: it was made after all.
     let actions = home.step(Event::Read(proposal));
-    assert!(actions.contains(&Action::TakeOver { epoch: Epoch(2), equalise: false }), "{actions:?}");
+    assert!(actions.contains(&Action::TakeOver(Epoch(2))), "{actions:?}");
 }
 
 #[test]
@@ -166,7 +167,6 @@ fn unsettled_data_of_a_lost_director_needs_an_operator() {
         epoch: Epoch(5),
         state: PairState::Solo { holder: DirectorId::B, settled: false },
         members: [Incarnation(1), Incarnation(2)],
-        legs_suspect: false,
         nonce: 1,
     };
     driver.step(Event::Read(lost));
@@ -176,23 +176,87 @@ fn unsettled_data_of_a_lost_director_needs_an_operator() {
     assert!(actions.contains(&Action::NeedOperator) && cas_of(&actions).is_none(), "{actions:?}");
 }
 
+/// Director A, alone and settled in epoch 2.
+fn settled() -> Driver {
+    let mut home = Driver::home();
+    home.step(Event::LinkDown);
+    home.after(Duration::from_secs(1), Event::Tick);
+    home.step(Event::CasWon);
+    home.step(Event::TookOver(Epoch(2)));
+    let begun = home.now;
+    let proposal = cas_of(&home.step(Event::Settled)).unwrap();
+    assert_eq!(proposal.state, PairState::Solo { holder: DirectorId::A, settled: true });
+    // The lease runs from when it was asked for.
+    let actions = home.after(Duration::from_millis(50), Event::CasWon);
+    assert_eq!(actions, [Action::SetLease(begun + Duration::from_millis(600))]);
+    home
+}
+
 #[test]
-fn a_pair_formed_after_both_were_lost_makes_the_legs_equal_first() {
-    let mut driver = Driver::new(DirectorId::A);
+fn a_director_that_is_alone_and_settled_lives_by_changing_the_record() {
+    let mut alone = settled();
+    let renewal = cas_of(&alone.after(Duration::from_millis(200), Event::Tick)).expect("a third of the lease is over");
+    let begun = alone.now;
+    assert_eq!(renewal.state, PairState::Solo { holder: DirectorId::A, settled: true });
+    // Not known: the record is read, and was not changed when it was asked for.
+    alone.after(Duration::from_millis(100), Event::CasUnknown);
+    assert_eq!(alone.step(Event::Tick), [Action::ReadRecord]);
+    let asked = alone.now;
+    assert!(asked > begun);
+    let before = PairRecord { nonce: renewal.nonce - 1, ..renewal };
+    let again = alone.after(Duration::from_millis(100), Event::Read(before));
+    assert_eq!(again, [Action::Cas { expected: before, proposal: renewal }], "and no lease: it was not made");
+    let actions = alone.after(Duration::from_millis(100), Event::CasWon);
+    assert_eq!(actions, [Action::SetLease(asked + Duration::from_millis(600))]);
+}
+
+#[test]
+fn a_settled_partner_is_followed_when_its_record_has_not_changed_for_a_lease_and_the_drift() {
+    let mut driver = Driver::new(DirectorId::B);
     driver.step(Event::Tick);
-    let lost = PairRecord {
+    let alone = |nonce| PairRecord {
         epoch: Epoch(5),
-        state: PairState::Both { home: DirectorId::B },
-        members: [Incarnation(1), Incarnation(2)],
-        legs_suspect: false,
+        state: PairState::Solo { holder: DirectorId::A, settled: true },
+        members: [PARTNER, Incarnation(1)],
+        nonce,
+    };
+    assert_eq!(cas_of(&driver.step(Event::Read(alone(1)))), None);
+    driver.after(Duration::from_millis(500), Event::Tick);
+    assert_eq!(cas_of(&driver.step(Event::Read(alone(2)))), None, "it lives");
+    driver.after(Duration::from_millis(610), Event::Tick);
+    assert_eq!(cas_of(&driver.step(Event::Read(alone(2)))), None, "its clock may be slower");
+    driver.after(Duration::from_millis(10), Event::Tick);
+    let claim = cas_of(&driver.step(Event::Read(alone(2)))).expect("its lease has ended");
+    assert_eq!((claim.state, claim.epoch), (PairState::Solo { holder: DirectorId::B, settled: true }, Epoch(6)));
+    let actions = driver.step(Event::CasWon);
+    assert!(actions.contains(&Action::TakeOver(Epoch(6))), "{actions:?}");
+    // It lives by changing the record, too, while it takes over.
+    let renewal = cas_of(&driver.after(Duration::from_millis(200), Event::Tick)).unwrap();
+    assert_eq!(renewal.epoch, Epoch(6));
+    driver.step(Event::CasWon);
+    assert_eq!(driver.step(Event::TookOver(Epoch(6))), [Action::SetRegime(Regime::Solo(Epoch(6)))]);
+    assert_eq!(driver.machine.state_name(), "solo, settled");
+}
+
+#[test]
+fn who_claims_too_late_goes_on_joining() {
+    let mut driver = Driver::new(DirectorId::B);
+    driver.step(Event::Tick);
+    let record = PairRecord {
+        epoch: Epoch(5),
+        state: PairState::Solo { holder: DirectorId::A, settled: true },
+        members: [PARTNER, Incarnation(1)],
         nonce: 1,
     };
-    driver.step(Event::Read(lost));
-    driver.step(Event::LinkUp(PARTNER));
-    driver.step(Event::Read(lost));
-    assert_eq!(cas_of(&driver.heartbeat(0)).map(|proposal| proposal.epoch), Some(Epoch(6)));
-    driver.step(Event::CasWon);
-    let epoch = driver.machine.epoch();
-    driver.step(Event::Registered(epoch));
-    assert!(driver.heartbeat(6).contains(&Action::Welcome { epoch: Epoch(6), equalise: true }));
+    driver.step(Event::Read(record));
+    driver.after(Duration::from_secs(1), Event::Tick);
+    assert!(cas_of(&driver.step(Event::Read(record))).is_some());
+    assert_eq!(driver.step(Event::CasLost), [Action::ReadRecord]);
+    assert_eq!(driver.step(Event::Read(PairRecord { nonce: 2, ..record })), []);
+    assert_eq!(driver.machine.state_name(), "joining");
+    let unsettled = PairRecord { state: PairState::Solo { holder: DirectorId::A, settled: false }, ..record };
+    driver.step(Event::Tick);
+    driver.step(Event::Read(unsettled));
+    driver.after(Duration::from_secs(9), Event::Tick);
+    assert_eq!(cas_of(&driver.step(Event::Read(unsettled))), None, "it has something that nobody else has");
 }

@@ -2,7 +2,7 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 0..2 | version of everything that partners say to each other, 2 |
+//! | 0..2 | version of everything that partners say to each other, 3 |
 //! | 2 | director |
 //! | 3 | 0 |
 //! | 4..8 | incarnation |
@@ -14,7 +14,7 @@ use dyad_matrix::provider::RegionHandle;
 
 use crate::membership::{DirectorId, Incarnation};
 
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// Length of the encoding.
 pub(super) const HELLO_BYTES: usize = 36;

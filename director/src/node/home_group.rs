@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use dyad_backend::Device;
 use dyad_backend::device::{DeviceError, DeviceId, Io};
-use dyad_backend::format::{Expected, GroupId, Superblock};
+use dyad_backend::format::{Expected, GroupId, Layout, Superblock};
 use dyad_backend::raid::geometry::{Geometry, Level};
 use dyad_backend::raid::group::{CreateError, MemorySource, OpenError, create_in};
 use dyad_backend::raid::{Group, GroupError};
@@ -17,6 +17,8 @@ use dyad_matrix::{Memory, Segment};
 use dyad_nvme::types::{BLOCK_BYTES, BlockCount, Lba};
 use dyad_reactor::executor::Handle;
 use dyad_reactor::sync::Signal;
+
+use super::vault::vault_blocks;
 
 /// Why the group cannot be opened now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +67,7 @@ pub const fn level_of(devices: usize) -> Level {
 #[must_use]
 pub fn group_blocks(devices: usize, smallest: BlockCount) -> BlockCount {
     let geometry = Geometry::new(level_of(devices), devices).ok();
-    let layout = geometry.and_then(|g| Some((g, dyad_backend::format::Layout::new(g, smallest, BlockCount(0)).ok()?)));
+    let layout = geometry.and_then(|g| Some((g, Layout::new(g, smallest, vault_blocks(smallest)).ok()?)));
     layout.map_or(BlockCount(0), |(geometry, layout)| geometry.blocks(layout.chunks()))
 }
 
@@ -134,7 +136,8 @@ impl<D: Device> HomeGroup<D> {
     /// [`CreateError`].
     pub async fn create(&self, epoch: Epoch, out: &[DeviceId]) -> Result<(), CreateError> {
         let (source, devices) = (&self.0.source, &self.0.devices);
-        create_in(source, devices, self.0.level, self.0.id, epoch.0, BlockCount(0), out).await.map(drop)
+        let smallest = devices.iter().map(|device| device.info().blocks).min().unwrap_or(BlockCount(0));
+        create_in(source, devices, self.0.level, self.0.id, epoch.0, vault_blocks(smallest), out).await.map(drop)
     }
 
     /// Nothing is on record of any group: then there must be none on the devices.

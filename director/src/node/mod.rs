@@ -7,13 +7,15 @@
 //! - `home_group.rs`: the RAID group, which only the home opens;
 //! - `peer.rs`: the VIs to the partner and what arrives on them;
 //! - `port.rs`: the NVMe/TCP port, where a process opens one;
-//! - `transition.rs`: the slow steps that the machine asks for: fencing, welcome, takeover, and the registry.
+//! - `transition.rs`: the slow steps that the machine asks for: fencing, welcome, takeover, and the registry;
+//! - `vault.rs`: the vault, which the home opens and replays after that, and the journal of whoever is alone.
 
 mod hello;
 pub mod home_group;
 mod peer;
 pub mod port;
 pub mod transition;
+pub mod vault;
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -24,7 +26,7 @@ use dyad_backend::Device;
 use dyad_backend::format::GroupId;
 use dyad_backend::raid::group::{Background, MemorySource};
 use dyad_cache::mirror::Adoptable;
-use dyad_cache::{Authority, Cache, CacheConfig, ConfigError, MirrorArea, Policy, Regime, VolumePlace};
+use dyad_cache::{Authority, Cache, CacheConfig, ConfigError, MirrorArea, Policy, Regime, Vault, VolumePlace};
 use dyad_frontend::vi::HOST_TAG;
 use dyad_frontend::{Target, TargetConfig};
 use dyad_matrix::endpoint::{Endpoint, EndpointConfig};
@@ -133,6 +135,9 @@ struct Inner<D: Device, P: Provider, R> {
     authority: Authority,
     cache: Cache<HomeGroup<D>, P>,
     group: HomeGroup<D>,
+    /// Of this life, from when it was opened.
+    vault: RefCell<Option<Vault<D>>>,
+    vault_opened: Signal,
     target: Target<HomeGroup<D>, P>,
     endpoint: Endpoint<P>,
     peer: RefCell<Option<Peer>>,
@@ -218,6 +223,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
                 authority,
                 cache,
                 group,
+                vault: RefCell::new(None),
+                vault_opened: Signal::new(),
                 target,
                 endpoint,
                 peer: RefCell::new(None),
@@ -242,6 +249,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         handle.spawn("transitions", self.clone().run_transitions());
         handle.spawn("record", self.clone().run_record());
         handle.spawn("background", self.clone().run_background());
+        handle.spawn("keepers", self.clone().run_keepers());
+        handle.spawn("journal", self.clone().run_journal());
         handle.spawn("watch", self.clone().run_watch());
         handle.spawn("peer completions", self.inner.endpoint.clone().run());
         handle.spawn("peer receive", self.clone().run_peer_receive());
@@ -379,8 +388,8 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
                 self.close_peer();
             }
             Action::Register(epoch) => self.start(Transition::Register(epoch)),
-            Action::Welcome { epoch, .. } => self.start(Transition::Welcome(epoch)),
-            Action::TakeOver { epoch, .. } => self.start(Transition::TakeOver(epoch)),
+            Action::Welcome(epoch) => self.start(Transition::Welcome(epoch)),
+            Action::TakeOver(epoch) => self.start(Transition::TakeOver(epoch)),
             Action::Quiesce(epoch) => self.start(Transition::Quiesce(epoch)),
             Action::Restart => inner.ended.set(true),
             Action::NeedOperator => inner.needs_operator.set(true),
@@ -421,7 +430,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         }
     }
 
-    /// Says when everything is on media, and when a device has fenced us out.
+    /// Says when everything is on media or in the vault, and when a device has fenced us out.
     async fn run_watch(self) {
         let inner = &*self.inner;
         let mut fenced = false;

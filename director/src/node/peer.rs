@@ -88,11 +88,13 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
         Some(MirrorLink::new(inner.endpoint.clone(), peer.mirror?, peer.hello.region, peer.hello.frames, requests))
     }
 
-    /// Takes the mirror memory from the partner for good and hands it out.
-    pub(super) fn revoke_area(&self) -> Option<Area> {
-        let mut area = self.inner.area.borrow_mut().take()?;
-        self.revoke_region(&mut area);
-        Some(area)
+    /// Takes the mirror memory from the partner for good. Whether what is in it, with media, is everything.
+    pub(super) fn revoke_area(&self) -> bool {
+        let mut area = self.inner.area.borrow_mut();
+        area.as_mut().is_some_and(|area| {
+            self.revoke_region(area);
+            area.mirror.is_whole()
+        })
     }
 
     fn revoke_region(&self, area: &mut Area) {

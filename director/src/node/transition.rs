@@ -8,6 +8,7 @@ use dyad_backend::device::{DeviceError, DeviceId};
 use dyad_backend::fence::{self, FenceError, FenceFailure, FenceKey};
 use dyad_backend::raid::group::{CreateError, GroupRecord};
 use dyad_cache::Epoch;
+use dyad_cache::home::Replay;
 use dyad_matrix::Provider;
 use dyad_reactor::mutation::{Mutation, is_active};
 
@@ -169,15 +170,21 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
 
     async fn welcome(&self, epoch: Epoch) -> bool {
         let inner = &*self.inner;
-        if !self.open_group(epoch).await {
+        // Of whoever was home before nothing is left but media and vault.
+        if !self.open_group(epoch).await || self.open_vault(epoch, Replay::All).await.is_none() {
             return false;
         }
         if inner.machine.borrow().epoch() != epoch {
             return false;
         }
         let Some(link) = self.mirror_link() else { return false };
-        inner.cache.set_link(link);
-        true
+        // Its answers come to the link that the cache has.
+        inner.cache.set_link(link.clone());
+        let whole = link.whole(epoch).await.is_ok();
+        if !whole {
+            self.close_peer();
+        }
+        whole
     }
 
     async fn take_over(&self, epoch: Epoch) -> bool {
@@ -195,9 +202,13 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
             return false;
         }
         inner.cache.drop_link();
-        if let Some(area) = self.revoke_area().filter(|_| !is_active(Mutation::TakeOverWithoutAdopting)) {
-            // A block whose bytes were damaged in memory is lost in this copy; media has an older one (PROTOCOLS 3.5).
-            inner.cache.adopt(&area.mirror).await;
+        let what =
+            if self.revoke_area() && !is_active(Mutation::ReplayOverMirror) { Replay::Unmirrored } else { Replay::All };
+        let Some(found) = self.open_vault(epoch, what).await else { return false };
+        let area = inner.area.borrow_mut().take();
+        if let Some(area) = area.filter(|_| !is_active(Mutation::TakeOverWithoutAdopting)) {
+            // A block whose bytes were damaged in memory is lost in this copy; vault or media has an older one (PROTOCOLS 3.5).
+            inner.cache.adopt(&area.mirror, &found).await;
         }
         true
     }
@@ -270,6 +281,9 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
                 if !self.record_failed(*device).await {
                     return false;
                 }
+                if let Some(vault) = &*self.inner.vault.borrow() {
+                    vault.recorded(*device);
+                }
             }
             true
         };
@@ -283,7 +297,7 @@ impl<D: Device, P: Provider, R: Registry> Node<D, P, R> {
     }
 
     /// Adds the device to the list, unless the group has lost as many as it may.
-    async fn record_failed(&self, device: DeviceId) -> bool {
+    pub(super) async fn record_failed(&self, device: DeviceId) -> bool {
         let inner = &*self.inner;
         let Ok(versioned) = inner.world.registry.get(&failed_key()).await else { return false };
         let revision = versioned.as_ref().map(|versioned| versioned.revision);

@@ -336,6 +336,7 @@ mod tests {
         let data: Vec<u8> = (0..40 * 4096_u32).map(|at| (at / 4096 * 7 + at % 13).to_le_bytes()[0]).collect();
         let write = Operation::Write { run: run_of(10, 40), fua: true };
         assert_eq!(world.run(write, data.clone()).0, Err(Some(dyad_nvme::Status::ANA_INACCESSIBLE)), "not the home");
+        world.authority.set_lease(Time::FAR_FUTURE);
         world.authority.set_regime(Regime::Solo(Epoch(1)));
         // More pieces than are remembered: numbers are taken as others are answered.
         for _ in 0..3 {

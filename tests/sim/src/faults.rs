@@ -17,7 +17,7 @@
 //! | host buffers reused right after failover | the workload, always: it looks at memory that is lent to nobody |
 //! | total power loss at any point | `Power`, at any point from which no operator is needed |
 //! | two reactors per director with delayed rings | not yet: a node has one reactor |
-//! | crash in replay, then in its replay | of intents: `Crash`, `Power`; not of the mirror: what is adopted is in one memory only (4.4) |
+//! | crash in replay, then in its replay | of intents and vault: `Crash`, `Power`; not of the mirror: what is adopted is in one memory only (4.4) |
 //! | delete and slice reuse with old maps and vault records | not yet: one volume, never deleted |
 //!
 //! A seed chooses which of them a run uses at all, and how often; see [`FaultKinds::swarm`].
@@ -31,7 +31,7 @@ use dyad_reactor::{Rng, SeededRng};
 #[repr(u8)]
 pub enum Fault {
     /// A director is gone; it starts again sooner or later than its lease. Only while its partner lives and is a member, or
-    /// when nothing is in its memory alone: the loss of two directors is survived only by what is on media.
+    /// when nothing is in its memory alone: the loss of two directors is survived only by what is on media or in the vault.
     Crash,
     /// A director's tasks stop wherever they await, mostly the home's and while it writes to somebody's memory, in half of the cases with
     /// these writes in their middle, for less or longer than a lease. Both directors, too.

@@ -376,7 +376,7 @@ fn may_crash(pair: &Pair, director: DirectorId) -> bool {
         PairState::Down => false,
         PairState::Both { .. } => forms(director) && forms(director.partner()),
         PairState::Solo { holder, settled } => {
-            let alone = holder == director && pair.state_name(director) == "solo, settled";
+            let alone = holder == director && matches!(pair.state_name(director), "solo, settled" | "taking over");
             settled && alone && is_none(director.partner())
         }
     }
@@ -384,9 +384,11 @@ fn may_crash(pair: &Pair, director: DirectorId) -> bool {
 
 /// Everybody may be lost: what must survive is on media, and the record does not say otherwise.
 fn may_lose_power(pair: &Pair) -> bool {
-    let settled = !matches!(pair.record(), PairState::Solo { settled: false, .. });
-    let quiet = |me: &DirectorId| {
-        matches!(pair.state_name(*me), "not running" | "joining" | "both, forming" | "both" | "solo, settled")
+    let quiet = |me: &DirectorId| match pair.state_name(*me) {
+        "not running" | "joining" | "claiming" | "both, forming" | "both" | "solo, settled" => true,
+        // From a director that was alone: it is in the middle of a replay.
+        "taking over" => matches!(pair.record(), PairState::Solo { settled: true, .. }),
+        _ => false,
     };
-    settled && BOTH.iter().all(quiet)
+    pair.is_settled() && BOTH.iter().all(quiet)
 }

@@ -82,7 +82,8 @@ impl Watch {
             if *self.homes.entry(epoch).or_insert(me) != me {
                 return Err(Broken::TwoHomes(epoch));
             }
-            if matches!(node.regime(), Regime::Solo(_)) {
+            // One that is alone and has lost its lease may be being put out itself.
+            if matches!(node.regime(), Regime::Solo(_)) && node.may_read() {
                 let failed = pair.failed_devices();
                 let open = |device: &usize| {
                     !failed.contains(&device_id(*device))

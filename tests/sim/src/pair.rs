@@ -33,8 +33,10 @@ use crate::workload::{Load, Workload};
 
 /// Blocks of the volume.
 pub const VOLUME_BLOCKS: u64 = 192;
-/// Blocks of a device: the volume, and what a group needs besides.
-const DEVICE_BLOCKS: u64 = 352;
+/// Blocks of a device: the volume, and what a group and the vault need besides.
+const DEVICE_BLOCKS: u64 = 352 + VAULT_BLOCKS;
+/// The least that there is: it is full often.
+const VAULT_BLOCKS: u64 = 36 * 17;
 /// Hosts that work.
 pub const HOSTS: usize = 2;
 /// The director by the names of a pair.
@@ -330,6 +332,12 @@ impl Pair {
             .map_or(PairState::Down, |record| record.state)
     }
 
+    /// The record says that nothing is in one memory only.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        !matches!(self.record(), PairState::Solo { settled: false, .. })
+    }
+
     /// Devices on record as failed.
     #[must_use]
     pub fn failed_devices(&self) -> Vec<DeviceId> {
@@ -443,7 +451,8 @@ impl Pair {
     #[must_use]
     pub fn on_device(lba: Lba) -> Lba {
         let geometry = Geometry::new(Level::Raid1, 2).expect("two legs");
-        let layout = Layout::new(geometry, BlockCount(DEVICE_BLOCKS), BlockCount(0)).expect("room for the volume");
+        let layout =
+            Layout::new(geometry, BlockCount(DEVICE_BLOCKS), BlockCount(VAULT_BLOCKS)).expect("room for the volume");
         assert!(layout.data.blocks.0 >= VOLUME_BLOCKS, "room for the volume");
         Lba(layout.data.start.0 + lba.0)
     }

@@ -184,7 +184,7 @@ impl Run {
         self.idle_until(|station| station.pair.is_whole(), Failure::NotWhole)?;
         self.check(|station| station.watch.idle(&station.pair))?;
         let clean = |station: &Station| {
-            BOTH.iter().all(|me| station.pair.node(*me).is_some_and(|node| node.cache().dirty_blocks() == 0))
+            BOTH.iter().all(|me| station.pair.node(*me).is_some_and(|node| node.cache().is_clean()))
         };
         self.idle_until(clean, Failure::NotClean)?;
         self.check(|station| station.watch.quiet(&station.pair))?;
@@ -271,8 +271,14 @@ impl Station {
     fn note_states(&mut self) {
         for (place, me) in BOTH.into_iter().enumerate() {
             let state = self.pair.state_name(me);
-            if std::mem::replace(&mut self.states[place], state) != state {
+            let before = std::mem::replace(&mut self.states[place], state);
+            if before != state {
                 self.pair.timeline.say(|| format!("{}: {state}", self.pair.name(me)));
+            }
+            // Whoever takes over from a director that was alone does not know what that one applied: PROTOCOLS 9.1 is about the loss of one.
+            let claims = |state| state == "claiming" || (state == "taking over" && self.pair.is_settled());
+            if claims(state) || (claims(before) && state == "solo, settled") {
+                self.pair.workload.model().outcomes_lost();
             }
         }
     }

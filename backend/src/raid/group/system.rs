@@ -5,12 +5,12 @@
 
 use dyad_nvme::types::{BlockCount, Lba};
 
-use super::members::Op;
+use super::members::{Member, Op};
 use super::{Group, GroupError, joined, push};
 use crate::device::Device;
 use crate::format::guard::Guard;
 use crate::format::intent::{Run, RunKind};
-use crate::format::{Block, GroupId};
+use crate::format::{Block, GroupId, Region};
 use crate::raid::geometry::CHUNK_BLOCKS;
 
 /// The lock of the share region: no stripe has this number.
@@ -21,6 +21,13 @@ impl<D: Device> Group<D> {
     #[must_use]
     pub fn id(&self) -> GroupId {
         self.0.id
+    }
+
+    /// Who keeps the vault, and where: the first members in sync, one more than the level tolerates failures (PROTOCOLS 6.3).
+    #[must_use]
+    pub fn vault_keepers(&self) -> Vec<(D, Region)> {
+        let devices = self.live().filter_map(|m| Member::device(&self.0.members[m]));
+        devices.take(self.0.geometry.tolerated() + 1).map(|device| (device, self.0.layout.vault)).collect()
     }
 
     /// Reads blocks of the share region from a member, at most 16. False if they cannot be had from there: it is out, or cannot read them.
