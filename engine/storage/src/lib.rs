@@ -2,6 +2,8 @@
 //! recovery (DESIGN 7). It follows what SQL Server 7 does, with its words; the bytes are in `FORMAT.md`.
 
 mod allocation;
+pub mod bank;
+pub mod bench;
 mod boot;
 mod buffer;
 mod change;
@@ -18,6 +20,7 @@ mod port;
 mod recovery;
 mod row;
 mod schema;
+mod site;
 mod store;
 mod sync;
 mod table;
@@ -27,7 +30,7 @@ mod value;
 pub use buffer::BUFFERS_MIN;
 pub use database::{Database, Options, PoolTally, Service};
 pub use error::{OpenError, StorageError};
-pub use heap::scan::{Rows, Scan, ScanPage};
+pub use heap::scan::{RowIter, Rows, Scan, ScanPage};
 pub use ids::{FileId, Lsn, ObjectId, PageId, RowId, TransactionId};
 pub use log::{Durability, LOG_BLOCKS_MIN};
 pub use page::{Damage, PAGE_BYTES};
@@ -36,6 +39,7 @@ pub use port::{DataFile, LogFile, Server};
 pub use recovery::Recovered;
 pub use row::{Row, RowError};
 pub use schema::{Column, ColumnType, Fixed, Schema, SchemaError};
+pub use site::{Seats, Site};
 pub use table::Table;
 pub use transaction::{Savepoint, Transaction};
 pub use value::Value;

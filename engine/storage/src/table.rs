@@ -68,6 +68,14 @@ impl Table {
         self.settle(transaction, before, done).await
     }
 
+    /// Takes a row for a transaction: nobody else changes it until that ends.
+    ///
+    /// # Errors
+    /// [`StorageError::Locked`], [`StorageError::Ended`].
+    pub fn take(&self, transaction: &mut Transaction, id: RowId) -> Result<(), StorageError> {
+        self.store.lock_row(transaction.work()?, id)
+    }
+
     /// Gives a row other values. If this fails, what was done of it is undone.
     ///
     /// # Errors

@@ -27,7 +27,8 @@ pub(super) enum Hold {
 /// References beyond these count no more.
 const USES_MAX: u32 = 255;
 
-/// A frame of the pool.
+/// A frame of the pool. What every look at a page needs comes first, in one line of the processor's cache.
+#[repr(C, align(64))]
 pub(super) struct Buffer {
     halves: [AtomicU64; 2],
     /// Held shortly, never across an await. Who holds it for writing may change the page, unless it is being written to the volume.

@@ -153,13 +153,17 @@ impl BufferPool {
         }
     }
 
-    /// The page, if it is in the pool and ready.
+    /// The page, if it is in the pool and ready; it will be looked at soon.
     #[inline]
     pub(crate) fn find(&self, name: PageId, how: Use) -> Result<Option<Pin<'_>>, StorageError> {
         let file = self.file(name.file)?;
         let Some(buffer) = file.pin(name.number) else { return Ok(None) };
         let pin = Pin { file, buffer, name, how };
-        Ok((file.buffer(buffer).hold() == Hold::Ready).then_some(pin))
+        if file.buffer(buffer).hold() != Hold::Ready {
+            return Ok(None);
+        }
+        file.view(buffer).prefetch();
+        Ok(Some(pin))
     }
 
     async fn wait<'a>(&self, file: &'a FilePool, buffer: u32, name: PageId, how: Use) -> Result<Pin<'a>, StorageError> {

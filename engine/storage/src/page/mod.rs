@@ -131,11 +131,9 @@ impl<'a> Page<'a> {
     pub fn u64_at(&self, at: usize) -> u64 {
         let (index, shift) = (at / 8, at % 8 * 8);
         let low = u64::from_le(self.word(index).load(Ordering::Relaxed));
-        if shift == 0 {
-            return low;
-        }
         let high = u64::from_le(self.word(index + 1).load(Ordering::Relaxed));
-        low >> shift | high << (64 - shift)
+        // Nothing of `high` is left when there is nothing to shift.
+        low >> shift | high << 1 << (63 - shift)
     }
 
     /// Four bytes, wherever they begin.
@@ -144,6 +142,14 @@ impl<'a> Page<'a> {
     pub fn u32_at(&self, at: usize) -> u32 {
         let [a, b, c, d, ..] = self.u64_at(at).to_le_bytes();
         u32::from_le_bytes([a, b, c, d])
+    }
+
+    /// Hints that the header, the first row and the first slots will be looked at soon.
+    #[inline]
+    pub fn prefetch(&self) {
+        self.memory.prefetch(self.at[0]);
+        self.memory.prefetch(self.at[0] + HEADER_BYTES as u64);
+        self.memory.prefetch(self.at[1] + HALF_BYTES as u64 - 64);
     }
 
     /// Two bytes, wherever they begin.

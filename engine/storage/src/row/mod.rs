@@ -288,7 +288,7 @@ pub(crate) fn pointed_to(row: &[u8]) -> Option<RowId> {
 /// A row of a table in its page, looked at in place.
 #[derive(Copy, Clone)]
 pub struct Row<'a> {
-    page: Page<'a>,
+    page: &'a Page<'a>,
     at: usize,
     len: usize,
     id: RowId,
@@ -296,8 +296,8 @@ pub struct Row<'a> {
 
 impl<'a> Row<'a> {
     /// The row in a slot, wherever its home is; `None` if there is none that was not deleted, or only a stub.
-    #[inline]
-    pub fn in_slot(page: Page<'a>, id: RowId) -> Option<Self> {
+    #[inline(always)]
+    pub fn in_slot(page: &'a Page<'a>, id: RowId) -> Option<Self> {
         let (at, len) = page.row_place(id.slot)?;
         let tag = page.u8_at(at);
         if tag == RowKind::Data as u8 {
