@@ -118,10 +118,14 @@ fn a_host_goes_on(tcp: bool) {
         write_all(&volume, 1).await;
         check_all(&volume, 1).await;
         volume.flush().await.unwrap();
+        let home = async || volume.geometry().await.unwrap().and_then(|found| found.group_of(Lba(0))?.home);
+        let served_by = home().await;
+        assert!(served_by.is_some(), "the geometry names the home");
         let lost = processes.home().expect("somebody serves");
         processes.kill(lost).unwrap();
         write_all(&volume, 2).await;
         check_all(&volume, 2).await;
+        assert_ne!(home().await, served_by, "and the new one");
         assert!(volume.counters().retries > 0);
         processes.start(lost).unwrap();
         while volume.live_paths() < 2 {

@@ -75,7 +75,7 @@ pub mod event_config {
 /// Dword 0 of a completed Asynchronous Event Request.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct AsyncEvent {
-    /// Bits 2:0: 0 error, 1 SMART, 2 notice, 6 I/O command specific.
+    /// Bits 2:0: 0 error, 1 SMART, 2 notice, 6 I/O command specific, 7 vendor specific.
     pub kind: u8,
     /// Bits 15:8: which one of its kind.
     pub info: u8,
@@ -92,6 +92,8 @@ impl AsyncEvent {
     pub const RELIABILITY: Self = Self { kind: 1, info: 0x00, log_page: super::log::SMART };
     /// A diagnostic failure or persistent internal error.
     pub const PERSISTENT_INTERNAL_ERROR: Self = Self { kind: 0, info: 0x03, log_page: super::log::ERROR };
+    /// What lies behind a namespace changed (vendor specific): log page C0h.
+    pub const GEOMETRY_CHANGED: Self = Self { kind: 7, info: 0x00, log_page: super::geometry::GEOMETRY };
     /// A reservation notification is to be read.
     pub const RESERVATION: Self = Self { kind: 6, info: 0x00, log_page: super::log::RESERVATION_NOTIFICATION };
 

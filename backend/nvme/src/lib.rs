@@ -14,6 +14,7 @@ pub mod fabrics;
 pub mod feature;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod geometry;
 pub mod identify;
 pub mod log;
 pub mod opcode;

@@ -15,7 +15,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dyad_backend::Device;
-use dyad_cache::{Regime, VolumeId, VolumePlace};
+use dyad_backend::raid::geometry::{CHUNK_BLOCKS, Geometry, Level};
+use dyad_cache::{Epoch, Regime, VolumeId, VolumePlace};
 use dyad_frontend::subsystem::array::{AccessRow, PortView, Volumes};
 use dyad_frontend::subsystem::cached::CacheBacking;
 use dyad_frontend::subsystem::{
@@ -24,13 +25,14 @@ use dyad_frontend::subsystem::{
 use dyad_frontend::tcp::{TcpConfig, TcpPort};
 use dyad_matrix::Provider;
 use dyad_nvme::discovery::{AddressFamily, Transport};
+use dyad_nvme::geometry as wire;
 use dyad_nvme::log::AnaState;
 use dyad_nvme::types::{BlockCount, NamespaceId};
 use dyad_reactor::Reactor;
 use dyad_reactor::reactor::ReactorError;
 use nix::errno::Errno;
 
-use super::home_group::HomeGroup;
+use super::home_group::{HomeGroup, level_of};
 use super::{Node, NodeConfig};
 use crate::control::PortNumbers;
 use crate::membership::DirectorId;
@@ -47,6 +49,8 @@ const CONNECTIONS: u16 = 256;
 const CREDITS: u16 = 128;
 /// The pair's volumes.
 const GROUP: AnaGroupId = AnaGroupId(1);
+/// Commands outstanding that keep a device busy.
+const DEPTH_PER_DEVICE: u16 = 16;
 /// How often the registry is asked where the partner's port is, until it is known.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Attempts to say where the port is.
@@ -75,6 +79,9 @@ pub enum PortError {
     /// It listens everywhere, and hosts cannot be told "everywhere".
     #[error("hosts cannot be sent to {0}: say which address they are to use")]
     Unspecified(SocketAddr),
+    /// So many devices make no group.
+    #[error("{0} devices make no group")]
+    Devices(usize),
     /// The kernel refused something else.
     #[error("cannot serve NVMe/TCP: {0}")]
     Os(#[from] Errno),
@@ -126,16 +133,18 @@ impl Listening {
         let (handle, inner) = (reactor.handle(), &*node.inner);
         let mut ports = Ports::default();
         ports.0[usize::from(inner.config.me.index())] = vec![self.address];
-        let volumes = vec![inner.config.volume];
-        let seen = Seen { regime: node.regime(), ports };
-        let subsystem = Subsystem::new(subsystem_config(&inner.config), seen.array(&volumes), access());
+        let count = inner.world.devices.len();
+        let raid = Geometry::new(level_of(count), count).map_err(|_| PortError::Devices(count))?;
+        let ground = Ground { volumes: vec![inner.config.volume], group: inner.config.array, raid };
+        let seen = Seen { me: inner.config.me, epoch: node.epoch(), regime: node.regime(), ports };
+        let subsystem = Subsystem::new(subsystem_config(&inner.config), seen.array(&ground, 0), access());
         let subsystem = Rc::new(RefCell::new(subsystem));
         let backing =
-            CacheBacking::new(&handle, node.cache().clone(), &names(&volumes), origin(&inner.config), window());
+            CacheBacking::new(&handle, node.cache().clone(), &names(&ground.volumes), origin(&inner.config), window());
         let port = TcpPort::new(&handle, tcp_config(&inner.config), Rc::clone(&subsystem), backing, self.listener)?;
         reactor.add_source(port.source())?;
         let (shown, address) = (port.clone(), self.address.to_string());
-        handle.spawn("port", Follower { node: node.clone(), port, subsystem, volumes, seen }.run());
+        handle.spawn("port", Follower { node: node.clone(), port, subsystem, ground, seen, changes: 0 }.run());
         Ok(Rc::new(move || {
             let counters = shown.counters();
             PortNumbers {
@@ -197,12 +206,67 @@ struct Ports([Vec<SocketAddr>; 2]);
 /// What the core is told about, as last seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
+    me: DirectorId,
+    /// Zero when this director is no member of any.
+    epoch: Epoch,
     regime: Regime,
     ports: Ports,
 }
 
+/// What the volumes are on.
+#[derive(Debug, Clone)]
+struct Ground {
+    volumes: Vec<VolumePlace>,
+    /// The pair's group.
+    group: [u8; 16],
+    raid: Geometry,
+}
+
 impl Seen {
-    fn array(&self, volumes: &[VolumePlace]) -> Array {
+    /// Who serves the group, if that is known here.
+    fn home(&self) -> Option<DirectorId> {
+        match self.regime {
+            Regime::Mirrored(_) | Regime::Solo(_) => Some(self.me),
+            Regime::Elsewhere if self.epoch > Epoch(0) => Some(self.me.partner()),
+            Regime::Elsewhere | Regime::Undecided => None,
+        }
+    }
+
+    /// What lies behind a volume: one group, all of it.
+    fn geometry(&self, namespace: &NamespaceView, ground: &Ground, generation: u64) -> wire::Geometry {
+        let Ground { group, raid, .. } = *ground;
+        let (members, data) = (raid.members(), raid.data());
+        let devices = |count: usize| u16::try_from(count).expect("groups are small");
+        let stripe = u32::try_from(data as u64 * CHUNK_BLOCKS).expect("groups are small");
+        let group = wire::GroupGeometry {
+            id: group,
+            ana_group: GROUP.0,
+            home: self.home().map(DirectorId::index),
+            level: match raid.level() {
+                Level::Raid0 => 0,
+                Level::Raid1 => 1,
+                Level::Raid10 => 10,
+                Level::Raid5 => 5,
+                Level::Raid6 => 6,
+            },
+            devices: devices(members),
+            data_devices: devices(data),
+        };
+        wire::Geometry {
+            namespace: namespace.id,
+            generation,
+            blocks: namespace.blocks,
+            extent_blocks: stripe,
+            chunk_blocks: u32::try_from(CHUNK_BLOCKS).expect("16"),
+            optimal_depth: devices(members) * DEPTH_PER_DEVICE,
+            optimal_blocks: stripe,
+            media: wire::Media::SolidState,
+            segments: vec![wire::SegmentGeometry { first_extent: 0, groups: vec![group] }],
+        }
+    }
+
+    fn array(&self, ground: &Ground, generation: u64) -> Array {
+        let volumes = &ground.volumes;
         let namespaces = names(volumes).into_iter().zip(volumes).map(|((id, _), volume)| NamespaceView {
             id,
             uuid: volume.id.uuid,
@@ -211,7 +275,7 @@ impl Seen {
             // FLUSH and FUA are asked for (PROTOCOLS 6.1).
             volatile_cache: true,
             deallocated_zeros: false,
-            optimal_write: BlockCount(dyad_cache::address::TRACK_BLOCKS as u64),
+            optimal_write: BlockCount(ground.raid.data() as u64 * CHUNK_BLOCKS),
         });
         let groups = vec![AnaGroupView { id: GROUP, state: ana_state(self.regime) }];
         let ports = (1..).zip(&self.ports.0).flat_map(|(director, addresses)| {
@@ -223,7 +287,11 @@ impl Seen {
                 service: address.port().to_string(),
             })
         });
-        Array::new(namespaces.collect(), groups, ports.collect()).expect("volumes of one group, counted from one")
+        let array = Array::new(namespaces.collect(), groups, ports.collect());
+        let array = array.expect("volumes of one group, counted from one");
+        let geometries = array.namespaces().iter().map(|namespace| self.geometry(namespace, ground, generation));
+        let geometries = geometries.collect();
+        array.with_geometries(geometries)
     }
 }
 
@@ -251,8 +319,10 @@ struct Follower<D: Device, P: Provider, R> {
     node: Node<D, P, R>,
     port: TcpPort<CacheBacking<HomeGroup<D>, P>>,
     subsystem: Rc<RefCell<Subsystem>>,
-    volumes: Vec<VolumePlace>,
+    ground: Ground,
     seen: Seen,
+    /// Changes of what was seen in this epoch.
+    changes: u64,
 }
 
 impl<D: Device, P: Provider, R: Registry> Follower<D, P, R> {
@@ -262,11 +332,11 @@ impl<D: Device, P: Provider, R: Registry> Follower<D, P, R> {
         let mut ask_at = inner.handle.now();
         loop {
             let generation = inner.changed.generation();
-            let mut now = Seen { regime: self.node.regime(), ports: self.seen.ports.clone() };
+            let mut now = Seen { epoch: self.node.epoch(), regime: self.node.regime(), ..self.seen.clone() };
             let partner = inner.config.me.partner();
             let place = usize::from(partner.index());
             // A partner that comes back may be somewhere else.
-            let epoch = self.node.epoch();
+            let epoch = now.epoch;
             let unknown = now.ports.0[place].is_empty() && inner.handle.now() >= ask_at;
             if asked_in != Some(epoch) || unknown {
                 ask_at = inner.handle.now() + ASK_AGAIN;
@@ -274,10 +344,12 @@ impl<D: Device, P: Provider, R: Registry> Follower<D, P, R> {
                     asked_in = Some(epoch);
                     now.ports.0[place] = record.map_or(Vec::new(), |record| addresses(&record.value));
                 }
-                now.regime = self.node.regime();
+                (now.epoch, now.regime) = (self.node.epoch(), self.node.regime());
             }
             if now != self.seen {
-                self.subsystem.borrow_mut().set_array(now.array(&self.volumes));
+                self.changes = if now.epoch == self.seen.epoch { self.changes + 1 } else { 0 };
+                let generation = now.epoch.0 << 16 | self.changes.min(0xffff);
+                self.subsystem.borrow_mut().set_array(now.array(&self.ground, generation));
                 self.port.perform_actions();
                 self.seen = now;
             }
@@ -352,18 +424,23 @@ fn array_serial(array: [u8; 16]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use dyad_cache::{Epoch, Policy};
+    use dyad_cache::Policy;
     use dyad_nvme::types::Lba;
 
     use super::*;
 
     fn seen(regime: Regime, a: &str, b: &str) -> Seen {
-        Seen { regime, ports: Ports([addresses(a.as_bytes()), addresses(b.as_bytes())]) }
+        let ports = Ports([addresses(a.as_bytes()), addresses(b.as_bytes())]);
+        Seen { me: DirectorId::B, epoch: Epoch(3), regime, ports }
+    }
+
+    fn ground(volumes: Vec<VolumePlace>) -> Ground {
+        Ground { volumes, group: [6; 16], raid: Geometry::new(Level::Raid5, 5).unwrap() }
     }
 
     #[test]
     fn the_state_of_the_group_follows_who_serves() {
-        let state = |regime| seen(regime, "", "").array(&[]).state(GROUP);
+        let state = |regime| seen(regime, "", "").array(&ground(Vec::new()), 1).state(GROUP);
         assert_eq!(state(Regime::Mirrored(Epoch(3))), Some(AnaState::Optimized));
         assert_eq!(state(Regime::Solo(Epoch(4))), Some(AnaState::Optimized));
         assert_eq!(state(Regime::Undecided), Some(AnaState::Change));
@@ -379,12 +456,33 @@ mod tests {
             policy: Policy::Mirrored,
         };
         let array = seen(Regime::Elsewhere, "10.0.0.1:4420\n", "[fd00::2]:4421\nnot an address\n")
-            .array(&[volume(7), volume(9)]);
+            .array(&ground(vec![volume(7), volume(9)]), 1);
         let ports: Vec<_> =
             array.ports().iter().map(|port| (port.id.0, port.family, &*port.address, &*port.service)).collect();
         assert_eq!(ports, [(1, AddressFamily::Ipv4, "10.0.0.1", "4420"), (2, AddressFamily::Ipv6, "fd00::2", "4421")]);
         let namespaces: Vec<_> = array.namespaces().iter().map(|space| (space.id.0, space.uuid[0])).collect();
         assert_eq!(namespaces, [(1, 7), (2, 9)]);
+    }
+
+    #[test]
+    fn hosts_learn_what_is_behind_a_volume_and_who_is_its_home() {
+        let volume = VolumePlace {
+            id: VolumeId { uuid: [1; 16], generation: 1 },
+            base: Lba(0),
+            blocks: 6400,
+            policy: Policy::Mirrored,
+        };
+        let geometry = |regime| seen(regime, "", "").array(&ground(vec![volume]), 9).geometries()[0].clone();
+        let found = geometry(Regime::Mirrored(Epoch(3)));
+        assert_eq!(
+            (found.generation, found.blocks, found.extent_blocks, found.chunk_blocks),
+            (9, BlockCount(6400), 64, 16)
+        );
+        let group = found.group_of(Lba(6399)).unwrap();
+        assert_eq!((group.level, group.devices, group.data_devices, group.home), (5, 5, 4, Some(1)));
+        let home = |regime| geometry(regime).group_of(Lba(0)).unwrap().home;
+        assert_eq!(home(Regime::Elsewhere), Some(0), "the partner, in an epoch that this director is a member of");
+        assert_eq!(home(Regime::Undecided), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! use what. Data, handed in whole whenever it changes; the core compares and tells the hosts.
 
 use dyad_nvme::discovery::{AddressFamily, Transport};
+use dyad_nvme::geometry::Geometry;
 use dyad_nvme::log::AnaState;
 use dyad_nvme::types::{BlockCount, NamespaceId};
 
@@ -66,6 +67,7 @@ pub struct Array {
     namespaces: Vec<NamespaceView>,
     groups: Vec<AnaGroupView>,
     ports: Vec<PortView>,
+    geometries: Vec<Geometry>,
 }
 
 /// The parts of an [`Array`] do not fit.
@@ -105,7 +107,19 @@ impl Array {
                 return Err(ArrayError::Group { namespace: namespace.id.0, group: namespace.group.0 });
             }
         }
-        Ok(Self { namespaces, groups, ports })
+        Ok(Self { namespaces, groups, ports, geometries: Vec::new() })
+    }
+
+    /// The same with what lies behind its volumes, as far as that is known.
+    #[must_use]
+    pub fn with_geometries(self, geometries: Vec<Geometry>) -> Self {
+        Self { geometries, ..self }
+    }
+
+    /// What lies behind the volumes.
+    #[must_use]
+    pub fn geometries(&self) -> &[Geometry] {
+        &self.geometries
     }
 
     /// The volumes, in order of their identifiers.

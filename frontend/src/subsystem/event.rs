@@ -24,6 +24,8 @@ pub(super) struct Events {
     masked: heapless::Vec<AsyncEvent, KINDS_MAX>,
     /// Feature 0Bh.
     pub(super) config: u32,
+    /// The host has read what lies behind a namespace: it wants to hear of changes. There is no feature for that.
+    pub(super) geometry: bool,
 }
 
 impl Events {
@@ -34,12 +36,13 @@ impl Events {
 
     /// Something happened; of no interest if the host did not ask for it.
     pub(super) fn raise(&mut self, event: AsyncEvent) {
-        let bit = match event {
-            AsyncEvent::NAMESPACE_CHANGED => event_config::NAMESPACE_ATTRIBUTE,
-            AsyncEvent::ANA_CHANGED => event_config::ANA_CHANGE,
-            _ => DISCOVERY_CHANGE,
+        let wanted = match event {
+            AsyncEvent::NAMESPACE_CHANGED => self.config & event_config::NAMESPACE_ATTRIBUTE != 0,
+            AsyncEvent::ANA_CHANGED => self.config & event_config::ANA_CHANGE != 0,
+            AsyncEvent::GEOMETRY_CHANGED => self.geometry,
+            _ => self.config & DISCOVERY_CHANGE != 0,
         };
-        if self.config & bit != 0 && !self.waiting.contains(&event) {
+        if wanted && !self.waiting.contains(&event) {
             assert!(self.waiting.push(event).is_ok(), "one of each kind");
         }
     }

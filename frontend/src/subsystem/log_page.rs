@@ -1,20 +1,22 @@
 //! Get Log Page (Base 5.16).
 
 use dyad_nvme::discovery::{DiscoveryEntry, DiscoveryHeader, EFLAGS_PERSISTENT, SubsystemType, TREQ_NO_FLOW_CONTROL};
+use dyad_nvme::geometry::GEOMETRY;
 use dyad_nvme::log::{self, AnaGroup, AnaHeader, ErrorEntry, SmartLog};
 use dyad_nvme::opcode::{admin, nvm};
 use dyad_nvme::types::{ControllerId, NamespaceId};
 use dyad_nvme::{Status, SubmissionEntry};
 
 use super::admin::INVALID_FIELD;
+use super::command::visible;
 use super::controller::{Controller, ERROR_LOG_ENTRIES, Kind};
 use super::{ControllerKey, Subsystem};
 
 const INVALID_LOG_PAGE: Status = Status::INVALID_LOG_PAGE.with_do_not_retry();
 
 /// Pages of a controller for namespaces.
-const IO_PAGES: [u8; 7] =
-    [log::SUPPORTED, log::ERROR, log::SMART, log::FIRMWARE, log::CHANGED_NAMESPACES, log::EFFECTS, log::ANA];
+const IO_PAGES: [u8; 8] =
+    [log::SUPPORTED, log::ERROR, log::SMART, log::FIRMWARE, log::CHANGED_NAMESPACES, log::EFFECTS, log::ANA, GEOMETRY];
 /// Pages of a discovery controller.
 const DISCOVERY_PAGES: [u8; 3] = [log::SUPPORTED, log::ERROR, log::DISCOVERY];
 
@@ -61,6 +63,7 @@ impl Subsystem {
             }
             (log::EFFECTS, Kind::Io) => log::effects_log(&ADMIN_EFFECTS, &IO_EFFECTS).to_vec(),
             (log::ANA, Kind::Io) => self.ana_page(key, specific & 1 != 0),
+            (GEOMETRY, Kind::Io) => self.geometry_page(key, entry.namespace())?,
             (log::DISCOVERY, Kind::Discovery) => self.discovery_page(key),
             _ => return Err(INVALID_LOG_PAGE),
         };
@@ -72,6 +75,16 @@ impl Subsystem {
             self.controller_mut(key).expect("it was just there").events.read(page_id);
         }
         Ok(part)
+    }
+
+    /// What lies behind a volume; from now on the host hears when that changes.
+    fn geometry_page(&mut self, key: ControllerKey, namespace: NamespaceId) -> Result<Vec<u8>, Status> {
+        let controller = self.controller(key).ok_or(Status::COMMAND_SEQUENCE)?;
+        let id = visible(namespace, &self.array, &controller.access)?.id;
+        let known = self.array.geometries().iter().find(|geometry| geometry.namespace == id);
+        let page = known.ok_or(INVALID_FIELD)?.to_bytes();
+        self.controller_mut(key).expect("it was just there").events.geometry = true;
+        Ok(page)
     }
 
     /// SMART / Health Information (Base 5.16.1.3), of the controller: volumes have none of their own.

@@ -307,6 +307,7 @@ impl Subsystem {
         self.count_group_changes(&old);
         let changed = changed_namespaces(&old, &self.array);
         let ana = old.groups() != self.array.groups();
+        let geometry = old.geometries() != self.array.geometries();
         self.each(|controller| {
             if controller.kind == Kind::Io {
                 for id in &changed {
@@ -316,6 +317,9 @@ impl Subsystem {
                 }
                 if ana {
                     controller.events.raise(AsyncEvent::ANA_CHANGED);
+                }
+                if geometry {
+                    controller.events.raise(AsyncEvent::GEOMETRY_CHANGED);
                 }
             }
         });

@@ -6,6 +6,7 @@ use dyad_nvme::command::rw;
 use dyad_nvme::discovery::{AddressFamily, DiscoveryEntry, DiscoveryHeader, Transport};
 use dyad_nvme::fabrics::{ConnectData, DISCOVERY_NQN, PropertySize, invalid_parameter};
 use dyad_nvme::feature::{self, AsyncEvent, event_config};
+use dyad_nvme::geometry::{GEOMETRY, Geometry, GroupGeometry, Media, SegmentGeometry};
 use dyad_nvme::identify::{self, IdentifyController, IdentifyNamespace, NamespaceDescriptors, cns};
 use dyad_nvme::log::{self, AnaGroup, AnaHeader, AnaState};
 use dyad_nvme::opcode::{admin, nvm};
@@ -522,6 +523,40 @@ fn nonsense() -> impl Strategy<Value = SubmissionEntry> {
             SubmissionEntry::from_bytes(bytes)
         },
     )
+}
+
+#[test]
+fn what_lies_behind_a_volume_is_read_and_its_changes_are_told_to_whoever_has_read_it() {
+    let group = |home| GroupGeometry { id: [4; 16], ana_group: 1, home, level: 1, devices: 2, data_devices: 1 };
+    let geometry = |generation, home| Geometry {
+        namespace: NamespaceId(1),
+        generation,
+        blocks: BlockCount(100),
+        extent_blocks: 16,
+        chunk_blocks: 16,
+        optimal_depth: 2,
+        optimal_blocks: 16,
+        media: Media::SolidState,
+        segments: vec![SegmentGeometry { first_extent: 0, groups: vec![group(home)] }],
+    };
+    let mut core = subsystem();
+    core.set_array(standard_array().with_geometries(vec![geometry(1, Some(0))]));
+    let key = ready(&mut core).queue.controller;
+    let request = SubmissionEntry::async_event_request().with_sgl(SglDescriptor::default());
+    core.admin(Time::ZERO, key, &request, &[]).unwrap();
+    core.set_array(standard_array().with_geometries(vec![geometry(2, None)]));
+    assert!(take_actions(&mut core).is_empty(), "a host that never asked hears nothing");
+    let page = |id| SubmissionEntry::get_log_page(GEOMETRY, NamespaceId(id), 0, 4096, false);
+    let read = ask(&mut core, key, page(1)).unwrap().data;
+    assert_eq!(Geometry::from_bytes(&read), Some(geometry(2, None)));
+    assert_eq!(ask(&mut core, key, page(2)).unwrap_err().code(), Status::INVALID_FIELD, "nothing is known of it");
+    assert!(ask(&mut core, key, page(77)).is_err());
+    core.set_array(standard_array().with_geometries(vec![geometry(2, None)]));
+    assert!(take_actions(&mut core).is_empty(), "nothing has changed");
+    core.set_array(standard_array().with_geometries(vec![geometry(3, Some(1))]));
+    let told = take_actions(&mut core);
+    let [Action::Complete(told_to, completion)] = told[..] else { panic!("{told:?}") };
+    assert_eq!((told_to, AsyncEvent::from_result(completion.result_low())), (key, AsyncEvent::GEOMETRY_CHANGED));
 }
 
 proptest! {

@@ -15,7 +15,9 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use dyad_matrix::frames::{FramePool, Pinned};
+use dyad_matrix::Memory;
+use dyad_matrix::frames::{FRAME_BYTES, FramePool, Pinned};
+use dyad_nvme::geometry::{GEOMETRY, Geometry};
 use dyad_nvme::status::StatusType;
 use dyad_nvme::types::{BlockCount, HostId, Lba, NamespaceId};
 use dyad_nvme::{CompletionEntry, Status, SubmissionEntry};
@@ -70,12 +72,46 @@ pub struct TcpInitiatorCounters {
     pub retries: u64,
 }
 
+/// Which of a controller's queues.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Which {
+    Admin,
+    Io,
+}
+
+/// A queue, and the frames of its commands in flight, by slot.
+struct Lent {
+    queue: Queue,
+    held: Vec<Option<Pinned>>,
+}
+
+impl Lent {
+    fn new(queue: Queue) -> Self {
+        Self { held: (0..queue.entries()).map(|_| None).collect(), queue }
+    }
+
+    fn poll(&mut self, memory: &Memory) -> usize {
+        let work = self.queue.poll(memory);
+        while let Some(slot) = self.queue.take_abandoned() {
+            self.held[usize::from(slot)] = None;
+        }
+        work
+    }
+}
+
 /// A controller that is attached.
 struct Link {
-    admin: Queue,
-    io: Queue,
-    /// The frames of commands in flight, by slot of the I/O queue.
-    held: Vec<Option<Pinned>>,
+    admin: Lent,
+    io: Lent,
+}
+
+impl Link {
+    fn queue(&mut self, which: Which) -> &mut Lent {
+        match which {
+            Which::Admin => &mut self.admin,
+            Which::Io => &mut self.io,
+        }
+    }
 }
 
 /// The way to one controller.
@@ -114,6 +150,9 @@ pub struct TcpInitiator {
 
 /// The part of a [`TcpInitiator`] that a reactor polls.
 pub struct TcpInitiatorSource(TcpInitiator);
+
+/// Frames that a log page of geometry is read into: room for two thousand groups.
+const GEOMETRY_FRAMES: usize = 16;
 
 /// How an attempt ended.
 enum Attempt {
@@ -216,8 +255,7 @@ impl TcpInitiator {
         let path = &inner.paths[index];
         path.generation.set(path.generation.get() + 1);
         path.shunned_until.set(Time::ZERO);
-        let held = (0..=inner.config.depth).map(|_| None).collect();
-        *path.link.borrow_mut() = Some(Link { admin, io, held });
+        *path.link.borrow_mut() = Some(Link { admin: Lent::new(admin), io: Lent::new(io) });
         self.count(|counters| counters.attached += 1);
         inner.queued.set(true);
         inner.changed.notify_all();
@@ -232,8 +270,8 @@ impl TcpInitiator {
         }
         let Some(mut link) = path.link.borrow_mut().take() else { return };
         path.generation.set(generation + 1);
-        link.io.end();
-        link.admin.end();
+        link.io.queue.end();
+        link.admin.queue.end();
         self.inner.changed.notify_all();
     }
 
@@ -265,19 +303,19 @@ impl TcpInitiator {
         while !interval.is_zero() {
             inner.handle.sleep(interval).await;
             let generation = path.generation.get();
-            let Some(slot) =
-                path.link.borrow_mut().as_mut().and_then(|link| {
-                    link.admin.submit(SubmissionEntry::keep_alive(), Way::FromHost, Default::default())
-                })
-            else {
+            let Some(slot) = path.link.borrow_mut().as_mut().and_then(|link| {
+                link.admin.queue.submit(SubmissionEntry::keep_alive(), Way::FromHost, Default::default())
+            }) else {
                 continue;
             };
             inner.queued.set(true);
             let answered = poll_fn(|cx| match &mut *path.link.borrow_mut() {
-                Some(link) if path.generation.get() == generation => match link.admin.completion(slot, cx.waker()) {
-                    Some(_) => Poll::Ready(()),
-                    None => Poll::Pending,
-                },
+                Some(link) if path.generation.get() == generation => {
+                    match link.admin.queue.completion(slot, cx.waker()) {
+                        Some(_) => Poll::Ready(()),
+                        None => Poll::Pending,
+                    }
+                }
                 _ => Poll::Ready(()),
             });
             let deadline = inner.handle.now() + inner.config.path_timeout;
@@ -317,13 +355,23 @@ impl TcpInitiator {
 
     /// Has a command done, on whichever path; the frames that its data is in.
     async fn execute(&self, entry: SubmissionEntry, way: Way, frames: Pinned) -> Result<Pinned, VolumeError> {
+        self.execute_on(Which::Io, entry, way, frames).await
+    }
+
+    async fn execute_on(
+        &self,
+        which: Which,
+        entry: SubmissionEntry,
+        way: Way,
+        frames: Pinned,
+    ) -> Result<Pinned, VolumeError> {
         let inner = &*self.inner;
         let deadline = inner.handle.now() + inner.config.command_timeout;
         let permit = inner.handle.timeout_at(deadline, inner.slots.acquire(1)).await;
         let _permit = permit.map_err(|_| VolumeError::TimedOut)?;
         loop {
             let index = self.wait_for_path(deadline).await?;
-            match self.attempt(index, entry, way, &frames, deadline).await? {
+            match self.attempt((index, which), entry, way, &frames, deadline).await? {
                 Attempt::Answered(completion, frames) => {
                     let status = completion.status();
                     if status.is_success() {
@@ -343,7 +391,7 @@ impl TcpInitiator {
 
     async fn attempt(
         &self,
-        index: usize,
+        (index, which): (usize, Which),
         entry: SubmissionEntry,
         way: Way,
         frames: &Pinned,
@@ -356,17 +404,21 @@ impl TcpInitiator {
             let mut link = path.link.borrow_mut();
             let Some(link) = &mut *link else { return Ok(Attempt::Lost) };
             // Commands that were given up still have their slots: there may be none.
-            let slot = link.io.submit(entry, way, frames.segments()).ok_or(VolumeError::TimedOut)?;
-            link.held[usize::from(slot)] = Some(frames.again());
+            let lent = link.queue(which);
+            let slot = lent.queue.submit(entry, way, frames.segments()).ok_or(VolumeError::TimedOut)?;
+            lent.held[usize::from(slot)] = Some(frames.again());
             slot
         };
         inner.queued.set(true);
-        let mut waiting = Waiting { path, generation, slot, ended: false };
+        let mut waiting = Waiting { path, which, generation, slot, ended: false };
         let answered = poll_fn(|cx| match &mut *path.link.borrow_mut() {
-            Some(link) if path.generation.get() == generation => match link.io.completion(slot, cx.waker()) {
-                Some(completion) => Poll::Ready(Some((completion, link.held[usize::from(slot)].take()))),
-                None => Poll::Pending,
-            },
+            Some(link) if path.generation.get() == generation => {
+                let lent = link.queue(which);
+                match lent.queue.completion(slot, cx.waker()) {
+                    Some(completion) => Poll::Ready(Some((completion, lent.held[usize::from(slot)].take()))),
+                    None => Poll::Pending,
+                }
+            }
             _ => Poll::Ready(None),
         });
         let until = deadline.min(inner.handle.now() + inner.config.path_timeout);
@@ -380,6 +432,27 @@ impl TcpInitiator {
                 self.lose(index, generation);
                 Ok(Attempt::Lost)
             }
+        }
+    }
+
+    /// What lies behind the volume, from the controller that serves it now; `None` if it does not tell.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub async fn geometry(&self) -> Result<Option<Geometry>, VolumeError> {
+        let frames = self.inner.pool.try_take(GEOMETRY_FRAMES).ok_or(VolumeError::TimedOut)?;
+        let len = u32::try_from(GEOMETRY_FRAMES * FRAME_BYTES).expect("short");
+        let entry = SubmissionEntry::get_log_page(GEOMETRY, self.inner.config.namespace, 0, len, false);
+        match self.execute_on(Which::Admin, entry, Way::ToHost, frames).await {
+            Ok(frames) => {
+                let mut page = vec![0; GEOMETRY_FRAMES * FRAME_BYTES];
+                for (index, bytes) in page.chunks_exact_mut(FRAME_BYTES).enumerate() {
+                    frames.read(index, bytes);
+                }
+                Ok(Geometry::from_bytes(&page))
+            }
+            Err(VolumeError::Status(status)) if !matches!(status.kind(), StatusType::Path) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -408,6 +481,7 @@ fn helps_elsewhere(status: Status) -> bool {
 /// A command in flight. If nobody waits for it any more, its frames and its slot wait for the controller.
 struct Waiting<'a> {
     path: &'a Path,
+    which: Which,
     generation: u64,
     slot: u16,
     ended: bool,
@@ -418,9 +492,11 @@ impl Drop for Waiting<'_> {
         if let Some(link) = &mut *self.path.link.borrow_mut()
             && self.path.generation.get() == self.generation
             && !self.ended
-            && !link.io.abandon(self.slot)
         {
-            link.held[usize::from(self.slot)] = None;
+            let lent = link.queue(self.which);
+            if !lent.queue.abandon(self.slot) {
+                lent.held[usize::from(self.slot)] = None;
+            }
         }
     }
 }
@@ -468,10 +544,7 @@ impl TcpInitiatorSource {
             let mut link = path.link.borrow_mut();
             let Some(link) = &mut *link else { return 0 };
             let work = link.io.poll(memory) + link.admin.poll(memory);
-            while let Some(slot) = link.io.take_abandoned() {
-                link.held[usize::from(slot)] = None;
-            }
-            (work, link.io.dead || link.admin.dead)
+            (work, link.io.queue.dead || link.admin.queue.dead)
         };
         if dead {
             self.0.lose(index, path.generation.get());
@@ -494,8 +567,8 @@ impl Source for TcpInitiatorSource {
             let writable = event.events().intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR);
             let index = usize::try_from(event.data() / 2).expect("few paths");
             if let Some(link) = &mut *inner.paths[index].link.borrow_mut() {
-                let queue = if event.data() % 2 == 1 { &mut link.io } else { &mut link.admin };
-                queue.notice(readable, writable);
+                let which = if event.data() % 2 == 1 { Which::Io } else { Which::Admin };
+                link.queue(which).queue.notice(readable, writable);
             }
             work += self.serve(index);
         }

@@ -143,6 +143,11 @@ impl Queue {
         })
     }
 
+    /// Its slots.
+    pub(super) fn entries(&self) -> u16 {
+        u16::try_from(self.slots.len()).expect("as many as entries")
+    }
+
     /// Queues a command with its data; `None` if all slots are taken. The frames must be held until the slot is given back.
     pub(super) fn submit(&mut self, entry: SubmissionEntry, way: Way, segments: Segments) -> Option<u16> {
         let index = self.free.pop()?;

@@ -26,7 +26,7 @@ pub(super) const CASE: Case = Case {
     modules: &["virtio_pci", "virtio_net", "qemu_fw_cfg", "crc32c_generic", "nvme-tcp"],
     programs: &["ip"],
     packages: &[],
-    memory_mib: 512,
+    memory_mib: 768,
     kernel_arguments: "",
     qemu_arguments,
     asked: nothing,
