@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::{Args, Subcommand};
+use dyad_director::trial::meeting::Matrix;
 use dyad_reactor::figures::{Figures, Row};
 use serde_json::{Value, json};
 
@@ -39,6 +40,9 @@ enum What {
         /// How often each fault happens
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
+        /// How directors and host meet
+        #[arg(long, value_enum, default_value_t = MatrixName::Shm)]
+        matrix: MatrixName,
     },
     /// The other process of a measurement
     #[command(hide = true)]
@@ -48,6 +52,16 @@ enum What {
         /// Where to meet
         directory: PathBuf,
     },
+}
+
+#[derive(Debug, Copy, Clone, clap::ValueEnum)]
+enum MatrixName {
+    /// In shared memory
+    Shm,
+    /// Over TCP on loopback
+    Tcp,
+    /// Over TCP between network namespaces, whose links are cut too; needs root
+    Network,
 }
 
 #[derive(Copy, Clone, clap::ValueEnum)]
@@ -65,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         What::Cache => ("cache", measure("cache", cache)),
         What::Frontend => ("frontend", frontend()),
         What::Raid => ("raid", dyad_backend::bench::raid::run_raid(progress).map_err(|error| error.to_string())),
-        What::Takeover { rounds } => ("takeover", takeover(*rounds)),
+        What::Takeover { rounds, matrix } => ("takeover", takeover(*rounds, *matrix)),
         What::Peer { name, directory } => {
             crate::end_with_parent();
             let served = match name {
@@ -95,9 +109,14 @@ fn frontend() -> Result<Vec<Row>, String> {
     Ok(rows)
 }
 
-fn takeover(rounds: u32) -> Result<Vec<Row>, String> {
+fn takeover(rounds: u32, matrix: MatrixName) -> Result<Vec<Row>, String> {
     let directory = directory()?;
-    let figures = dyad_director::takeover::run(directory.path(), rounds, progress)?;
+    let matrix = match matrix {
+        MatrixName::Shm => Matrix::Shm,
+        MatrixName::Tcp => Matrix::Tcp,
+        MatrixName::Network => Matrix::Network,
+    };
+    let figures = dyad_director::takeover::run(directory.path(), rounds, matrix, progress)?;
     let lost = figures.iter().find(|row| row.name == "takeover.lost_writes");
     if lost.is_none_or(|row| row.value > 0.0) {
         print_table(&figures);

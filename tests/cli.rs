@@ -1,5 +1,7 @@
 //! The command as a user types it: what it says to good and to bad arguments.
 
+#[path = "cli/network.rs"]
+mod network;
 #[path = "cli/nvme_tcp.rs"]
 mod nvme_tcp;
 

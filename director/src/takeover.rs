@@ -8,6 +8,7 @@ use dyad_reactor::figures::{Row, to_f64};
 use crate::membership::DirectorId;
 use crate::trial::Trial;
 use crate::trial::load::Summary;
+use crate::trial::meeting::Matrix;
 
 /// What happens to the directors in one round.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
@@ -22,13 +23,19 @@ enum Fault {
     StopHome,
     /// SIGSTOP of the partner until the home serves alone; then SIGCONT.
     StopPartner,
+    /// The home's link goes down until one of the two serves alone, and comes back. Only over a network. Which one that is is a
+    /// race: both still have registry and devices.
+    CutHome,
+    /// The same with the partner's link.
+    CutPartner,
     /// FLUSH, then SIGKILL of both at once, then both are started again (PROTOCOLS 4.6, 6.1).
     KillBoth,
 }
 
 impl Fault {
-    const ALL: [Self; 6] =
+    const ANYWHERE: [Self; 6] =
         [Self::KillHome, Self::StopHome, Self::RestartHome, Self::KillPartner, Self::StopPartner, Self::KillBoth];
+    const OF_NETWORKS: [Self; 2] = [Self::CutHome, Self::CutPartner];
 
     /// As in the figures' names.
     const fn name(self) -> &'static str {
@@ -38,6 +45,8 @@ impl Fault {
             Self::RestartHome => "restart_home",
             Self::StopHome => "stop_home",
             Self::StopPartner => "stop_partner",
+            Self::CutHome => "cut_home",
+            Self::CutPartner => "cut_partner",
             Self::KillBoth => "kill_both",
         }
     }
@@ -52,13 +61,15 @@ struct Rounds {
     writes: u64,
 }
 
-/// Each fault `rounds` times, in the empty directory `path`; `progress` hears of each.
+/// Each fault `rounds` times, in the empty directory `path`, to processes that meet as `matrix` says; `progress` hears of each.
 ///
 /// # Errors
 /// What did not hold, in words: something was read that was not written, or somebody did not come back.
-pub fn run(path: &Path, rounds: u32, mut progress: impl FnMut(&str)) -> Result<Vec<Row>, String> {
-    let mut trial = Trial::start(path)?;
-    let mut results = Fault::ALL.map(|fault| (fault, Rounds::default()));
+pub fn run(path: &Path, rounds: u32, matrix: Matrix, mut progress: impl FnMut(&str)) -> Result<Vec<Row>, String> {
+    let mut trial = Trial::start_over(path, matrix)?;
+    let of_networks = if matrix == Matrix::Network { &Fault::OF_NETWORKS[..] } else { &[] };
+    let faults = Fault::ANYWHERE.iter().chain(of_networks);
+    let mut results: Vec<_> = faults.map(|&fault| (fault, Rounds::default())).collect();
     for round in 1..=rounds {
         for (fault, sum) in &mut results {
             let summary =
@@ -78,7 +89,7 @@ pub fn run(path: &Path, rounds: u32, mut progress: impl FnMut(&str)) -> Result<V
     Ok(rows(results))
 }
 
-fn rows(results: [(Fault, Rounds); Fault::ALL.len()]) -> Vec<Row> {
+fn rows(results: Vec<(Fault, Rounds)>) -> Vec<Row> {
     let mut all = Rounds::default();
     let mut rows = Vec::new();
     for (fault, sum) in results {
@@ -127,6 +138,15 @@ fn suffer(trial: &mut Trial, fault: Fault) -> Result<Summary, String> {
             trial.wait_for_solo(stopped.partner())?;
             trial.progress(1)?;
             trial.processes.pause(stopped, false).map_err(text)?;
+        }
+        Fault::CutHome | Fault::CutPartner => {
+            let cut = if fault == Fault::CutHome { home } else { partner };
+            trial.meeting.cut(cut, true).map_err(text)?;
+            let alone = trial.wait_for_any_solo()?;
+            if alone != cut {
+                trial.progress(1)?;
+            }
+            trial.meeting.cut(cut, false).map_err(text)?;
         }
         Fault::KillBoth => {
             let before = trial.flush()?;

@@ -112,7 +112,7 @@ fn progress(host: &Host, thousands: u32) {
 fn an_array_is_started_killed_stopped_and_started_again_with_its_data() {
     let dir = tempfile::tempdir().unwrap();
     let mut up = Up::start_whole(dir.path(), &[]);
-    let mut host = Host::start(ArrayDir::new(dir.path()));
+    let mut host = Host::start(&ArrayDir::new(dir.path()));
     assert!(matches!(next(&host), Report::Attached { .. }));
     host.order(Order::Load);
     progress(&host, 1);

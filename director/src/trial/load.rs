@@ -14,7 +14,6 @@ use dyad_matrix::Memory;
 use dyad_matrix::frames::FRAME_BYTES;
 use dyad_matrix::memory::HugePages;
 use dyad_matrix::provider::NetAddress;
-use dyad_matrix::shm::{ShmLimits, ShmProvider};
 use dyad_nvme::types::{HostId, Lba, NamespaceId};
 use dyad_reactor::executor::{Handle, Limits};
 use dyad_reactor::reactor::{Options, max_spin_for};
@@ -22,10 +21,13 @@ use dyad_reactor::ring::{Receiver, Sender, ring};
 use dyad_reactor::sync::Signal;
 use dyad_reactor::{Reactor, Rng, SeededRng, Time};
 
+use crate::config::{MatrixAddress, MatrixSecurity};
+use crate::fabric::Fabric;
 use crate::layout::ArrayDir;
 use crate::membership::DirectorId;
 use crate::node::HOST_SERVICE;
 use crate::process::HOST_DEPTH;
+use crate::trial::meeting::Meeting;
 
 /// Workers of the load.
 pub const WORKERS: u64 = 32;
@@ -97,13 +99,21 @@ pub struct Host {
 }
 
 impl Host {
-    /// Starts the host.
+    /// Starts the host of an array in shared memory.
     #[must_use]
-    pub fn start(array: ArrayDir) -> Self {
+    pub fn start(array: &ArrayDir) -> Self {
+        Self::start_over(&Meeting::in_shared_memory(array))
+    }
+
+    /// Starts a host that meets the directors in any way.
+    #[must_use]
+    pub fn start_over(meeting: &Meeting) -> Self {
         let (orders, inbox) = ring(8);
         let (outbox, reports) = mpsc::channel();
+        let (own, security) = (meeting.host.clone(), meeting.security.clone());
+        let directors = [DirectorId::A, DirectorId::B].map(|me| meeting.director(me).to_string());
         thread::spawn(move || {
-            if let Err(error) = run(&array, inbox, &outbox) {
+            if let Err(error) = run(&own, &security, directors, inbox, &outbox) {
                 let _ = outbox.send(Report::Failed(error));
             }
         });
@@ -118,7 +128,7 @@ impl Host {
 
 struct Load {
     handle: Handle,
-    volume: Initiator<ShmProvider>,
+    volume: Initiator<Fabric>,
     /// Last acknowledged write of each block.
     acknowledged: RefCell<Vec<u64>>,
     running: Cell<bool>,
@@ -130,23 +140,23 @@ struct Load {
     outbox: mpsc::Sender<Report>,
 }
 
-fn run(array: &ArrayDir, inbox: Receiver<Order>, outbox: &mpsc::Sender<Report>) -> Result<(), String> {
+fn run(
+    own: &MatrixAddress,
+    security: &MatrixSecurity,
+    directors: [String; 2],
+    inbox: Receiver<Order>,
+    outbox: &mpsc::Sender<Report>,
+) -> Result<(), String> {
     let workers = usize::try_from(WORKERS).expect("few");
     let limits = Limits { tasks: workers + 8, timers: 512 };
     let options = Options { limits, max_spin: max_spin_for(REACTORS), core: None };
     let mut reactor = Reactor::new(options).map_err(|error| error.to_string())?;
     let generation = generation()?;
-    let provider = ShmProvider::new(&array.host(), generation & 0xffff_ffff, ShmLimits::default())
-        .map_err(|error| error.to_string())?;
+    let provider = Fabric::new(own, security, generation & 0xffff_ffff).map_err(|error| error.to_string())?;
     reactor.add_source(provider.clone()).map_err(|error| error.to_string())?;
     let config = InitiatorConfig {
         host: HostId(*b"dyad demo's host"),
-        paths: [DirectorId::A, DirectorId::B]
-            .map(|me| NetAddress {
-                host: array.director(me).to_string_lossy().into_owned(),
-                discriminator: HOST_SERVICE,
-            })
-            .to_vec(),
+        paths: directors.map(|host| NetAddress { host, discriminator: HOST_SERVICE }).to_vec(),
         namespace: NamespaceId(1),
         depth: HOST_DEPTH,
         first_generation: generation,

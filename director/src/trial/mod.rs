@@ -1,14 +1,17 @@
 //! An array of real processes on this host, under a load that knows what every block must hold: what the demo shows and the bench measures.
 
 pub mod load;
+pub mod meeting;
 pub mod processes;
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::layout::ArrayDir;
 use crate::membership::DirectorId;
 use load::{Host, Order, Report, Summary};
+use meeting::{Matrix, Meeting};
 use processes::{PATIENCE, Processes};
 
 /// A shelf, two directors and a host.
@@ -17,6 +20,8 @@ pub struct Trial {
     pub processes: Processes,
     host: Host,
     volume_bytes: u64,
+    /// How they meet.
+    pub meeting: Arc<Meeting>,
 }
 
 impl Trial {
@@ -25,14 +30,23 @@ impl Trial {
     /// # Errors
     /// What did not start, in words.
     pub fn start(path: &Path) -> Result<Self, String> {
+        Self::start_over(path, Matrix::Shm)
+    }
+
+    /// The same, with processes that meet in another way.
+    ///
+    /// # Errors
+    /// What did not start, in words.
+    pub fn start_over(path: &Path, matrix: Matrix) -> Result<Self, String> {
         let array = ArrayDir::new(path);
-        let mut processes = Processes::new(array.clone()).map_err(text)?;
+        let meeting = Arc::new(Meeting::new(matrix, &array).map_err(text)?);
+        let mut processes = Processes::over(array, Arc::clone(&meeting)).map_err(text)?;
         processes
             .start_shelf()
             .and_then(|()| processes.start(DirectorId::A))
             .and_then(|()| processes.start(DirectorId::B))
             .map_err(text)?;
-        let mut trial = Self { processes, host: Host::start(array), volume_bytes: 0 };
+        let mut trial = Self { processes, host: Host::start_over(&meeting), volume_bytes: 0, meeting };
         trial.wait_for_pair()?;
         let Report::Attached { bytes } = trial.next()? else { return Err("the host did not attach".into()) };
         trial.volume_bytes = bytes;
@@ -74,6 +88,20 @@ impl Trial {
             processes.status(survivor).is_some_and(|status| status.serves && status.state.starts_with("solo"))
         };
         self.processes.wait_until("a director serves alone", alone).map_err(text)
+    }
+
+    /// Waits until either director serves alone, and says which.
+    ///
+    /// # Errors
+    /// [`PATIENCE`] is over.
+    pub fn wait_for_any_solo(&mut self) -> Result<DirectorId, String> {
+        let alone = |processes: &Processes, me: DirectorId| {
+            processes.status(me).is_some_and(|status| status.serves && status.state.starts_with("solo"))
+        };
+        let both = [DirectorId::A, DirectorId::B];
+        let any = |processes: &Processes| both.iter().any(|me| alone(processes, *me));
+        self.processes.wait_until("a director serves alone", any).map_err(text)?;
+        Ok(if alone(&self.processes, DirectorId::A) { DirectorId::A } else { DirectorId::B })
     }
 
     /// Writes one block after the other: median and 99th percentile in microseconds.

@@ -4,6 +4,7 @@ use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use nix::unistd::Pid;
 use crate::layout::ArrayDir;
 use crate::membership::DirectorId;
 use crate::process::{EXIT_FRESH, StatusLine};
+use crate::trial::meeting::Meeting;
 use crate::up::Plan;
 
 /// The array's UUID: pair 0 is known by it.
@@ -37,6 +39,7 @@ struct Running {
 /// The processes of one array on this host. They end with this.
 pub struct Processes {
     array: ArrayDir,
+    meeting: Arc<Meeting>,
     program: PathBuf,
     /// What the directors are told besides.
     arguments: [Vec<String>; 2],
@@ -52,11 +55,21 @@ impl Processes {
     /// # Errors
     /// When the running program cannot be found, or the configuration not written.
     pub fn new(array: ArrayDir) -> io::Result<Self> {
+        let meeting = Meeting::in_shared_memory(&array);
+        Self::over(array, Arc::new(meeting))
+    }
+
+    /// The same, with processes that meet in another way.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn over(array: ArrayDir, meeting: Arc<Meeting>) -> io::Result<Self> {
         let small = |text: &str| text.parse().expect("a size");
         let plan = Plan { size: small("64MiB"), files: false, ..Plan::new(2, SocketAddr::from(([127, 0, 0, 1], 0))) };
-        std::fs::write(array.configuration(), plan.text(ARRAY))?;
+        std::fs::write(array.configuration(), meeting.configuration(&plan.text(ARRAY)))?;
         Ok(Self {
             array,
+            meeting,
             program: std::env::current_exe()?,
             arguments: [const { Vec::new() }; 2],
             shelf: None,
@@ -85,7 +98,7 @@ impl Processes {
     /// # Errors
     /// When it does not.
     pub fn start_shelf(&mut self) -> io::Result<()> {
-        let mut child = self.command("shelf").spawn()?;
+        let mut child = self.command(Command::new(&self.program), "shelf").spawn()?;
         let output = BufReader::new(child.stdout.take().expect("the output is piped"));
         self.shelf = Some(child);
         let ready = output.lines().map_while(Result::ok).any(|line| line == "ready");
@@ -97,7 +110,7 @@ impl Processes {
     /// # Errors
     /// When the process cannot be made.
     pub fn start(&mut self, me: DirectorId) -> io::Result<()> {
-        let mut command = self.command("director");
+        let mut command = self.command(self.meeting.command(me, &self.program), "director");
         let mut child = command.args(["--id", &me.index().to_string()]).args(&self.arguments[place(me)]).spawn()?;
         let output = BufReader::new(child.stdout.take().expect("the output is piped"));
         self.starts += 1;
@@ -221,8 +234,7 @@ impl Processes {
         Ok(())
     }
 
-    fn command(&self, what: &str) -> Command {
-        let mut command = Command::new(&self.program);
+    fn command(&self, mut command: Command, what: &str) -> Command {
         command.arg(what).arg("--config").arg(self.array.configuration()).arg("--with-parent");
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command

@@ -82,7 +82,7 @@ fn inside() {
             std::process::abort();
         });
     }
-    let mut host = Host::start(array);
+    let mut host = Host::start(&array);
     assert!(matches!(next(&host), Report::Attached { .. }));
     host.order(Order::Load);
     progress(&host, 1);
