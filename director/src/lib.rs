@@ -8,6 +8,7 @@ pub mod control;
 pub mod demo;
 pub mod doctor;
 pub mod fabric;
+pub mod function;
 pub mod layout;
 pub mod membership;
 pub mod node;

@@ -5,17 +5,13 @@
 
 use std::fmt;
 use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use dyad_backend::Device;
 use dyad_backend::driver::{AttachError, Driver, block_on};
 use dyad_backend::fence;
-use dyad_backend::pci::PciFunction;
 use dyad_backend::raid::group::Background;
-use dyad_backend::vfio::{self, VfioFunction};
-use dyad_backend::vfio_user::{ConnectError, VfioUserFunction};
 use dyad_cache::VolumeId;
 use dyad_matrix::Memory;
 use dyad_matrix::memory::HugePages;
@@ -28,6 +24,7 @@ use crate::config::{Config, DeviceAddress, DirectorNumber, MatrixAddress, Matrix
 use crate::control::{self, ControlError, PortNumbers};
 use crate::doctor::{self, Finding, Verdict};
 use crate::fabric::{Fabric, FabricError};
+use crate::function::{Function, FunctionError};
 use crate::membership::{DirectorId, Incarnation, PairRecord, Timing};
 use crate::node::home_group::group_blocks;
 use crate::node::port::{self, Listening, PortConfig, PortError};
@@ -142,9 +139,6 @@ pub enum ProcessError {
     /// The control plane.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// A PCI function.
-    #[error(transparent)]
-    Vfio(#[from] vfio::OpenError),
     /// It has no reservations with persistence.
     #[error(
         "the device at {0} cannot be fenced (it has no reservations with persistence), so it cannot be in a pair: replace it"
@@ -158,13 +152,13 @@ pub enum ProcessError {
         /// Why not.
         source: FabricError,
     },
-    /// A device's port.
-    #[error("the device at {path}: {source}")]
-    Connect {
+    /// The way to a device.
+    #[error("the device at {address}: {source}")]
+    Reach {
         /// Where.
-        path: PathBuf,
+        address: DeviceAddress,
         /// Why not.
-        source: ConnectError,
+        source: FunctionError,
     },
     /// A device's controller.
     #[error("the device at {address}: {source}")]
@@ -265,20 +259,7 @@ pub fn run_director(config: &Config, id: DirectorNumber) -> Result<Ended, Proces
     let listening = control::Listening::new(director.control)?;
     println!("{CONTROL}{}", listening.address());
     let controlled = Some(Controlled { listening, config, id });
-    // A director's devices are all of one kind.
-    if process.devices.iter().any(|device| matches!(device, DeviceAddress::Pci(_))) {
-        run(&process, controlled, |_, address, reactor| {
-            let DeviceAddress::Pci(pci) = address else { unreachable!("checked: all of them are PCI functions") };
-            attach(&process, VfioFunction::open(*pci)?, address, reactor)
-        })
-    } else {
-        run(&process, controlled, |_, address, reactor| {
-            let DeviceAddress::Socket(path) = address else { unreachable!("checked: all of them are sockets") };
-            let connected = VfioUserFunction::connect(path);
-            let function = connected.map_err(|source| ProcessError::Connect { path: path.clone(), source })?;
-            attach(&process, function, address, reactor)
-        })
-    }
+    run(&process, controlled, |_, address, reactor| attach(&process, address, reactor))
 }
 
 /// What stands before the control plane's address on standard output.
@@ -373,12 +354,13 @@ fn run<D: Device + Source>(
     Ok(if node.has_ended() { Ended::Fresh } else { Ended::Stopped })
 }
 
-fn attach<F: PciFunction>(
+fn attach(
     config: &ProcessConfig,
-    function: F,
     address: &DeviceAddress,
     reactor: &Reactor,
-) -> Result<Driver<F>, ProcessError> {
+) -> Result<Driver<Function>, ProcessError> {
+    let function =
+        Function::open(address).map_err(|source| ProcessError::Reach { address: address.clone(), source })?;
     let host_identifier = [config.me.index() + 1; 16];
     let handle = reactor.handle();
     let attached = block_on(reactor.executor(), || 0, Driver::attach(function, &handle, host_identifier));

@@ -52,6 +52,8 @@ impl Up {
     fn wait_for(&mut self, begin: &str) -> String {
         loop {
             let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("{begin}: {error}"));
+            // Seen when the test fails.
+            println!("{line}");
             if let Some((director, address)) = line.split_once(": http://") {
                 let place: usize = director.strip_prefix("director ").unwrap().parse().unwrap();
                 self.control.resize(self.control.len().max(place + 1), String::new());

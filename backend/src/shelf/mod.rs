@@ -37,6 +37,9 @@ pub const PORTS: usize = 2;
 /// Turns with work between two looks at the sockets; without work every turn looks.
 const TURNS_PER_LOOK: u32 = 1024;
 
+/// And no longer than this, however long a turn takes: media in files may, and a register read that is not answered for a second fails the device.
+const LOOK_AFTER: Duration = Duration::from_millis(1);
+
 /// Where a device keeps its blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ShelfMedia {
@@ -155,6 +158,7 @@ struct Shelf {
     epoll: Epoll,
     timer: TimerFd,
     turns: u32,
+    looked: Time,
     paths: Vec<PathBuf>,
 }
 
@@ -194,7 +198,15 @@ impl Shelf {
         let control_path = control_path(&config.directory);
         let control = Control::new(listen(&control_path)?).map_err(|source| socket_error(&control_path, source))?;
         add(&epoll, control.listener(), Ready::Control)?;
-        let mut shelf = Self { devices: Vec::new(), control, epoll, timer, turns: 0, paths: vec![control_path] };
+        let mut shelf = Self {
+            devices: Vec::new(),
+            control,
+            epoll,
+            timer,
+            turns: 0,
+            looked: Time::ZERO,
+            paths: vec![control_path],
+        };
         for (index, device) in config.devices.iter().enumerate() {
             shelf.add_device(&config.directory, index, device, rng.fork())?;
         }
@@ -302,8 +314,9 @@ impl Source for Shelf {
             work += moved;
         }
         self.turns += 1;
-        if work == 0 || self.turns >= TURNS_PER_LOOK {
+        if work == 0 || self.turns >= TURNS_PER_LOOK || now.since(self.looked) >= LOOK_AFTER {
             self.turns = 0;
+            self.looked = now;
             work += self.look(now);
         }
         work

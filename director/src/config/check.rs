@@ -221,10 +221,6 @@ fn devices(
     if !DEVICES.contains(&devices.len()) {
         return Err((written.span(), Reason::Devices { director: director.0, devices: devices.len() }));
     }
-    let pci = devices.iter().filter(|device| matches!(device, DeviceAddress::Pci(_))).count();
-    if pci != 0 && pci != devices.len() {
-        return Err((written.span(), Reason::DevicesMixed));
-    }
     Ok(devices)
 }
 

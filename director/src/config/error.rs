@@ -119,9 +119,6 @@ pub enum Reason {
         /// How many its partner has.
         partner: usize,
     },
-    /// One director has devices of one kind.
-    #[error("PCI addresses and sockets together: the devices of a director are all of one kind")]
-    DevicesMixed,
     /// A reactor reaches no files in a pair.
     #[error(
         "{0} is neither a PCI address (0000:01:00.0) nor a path to a shelf's socket (....sock): other devices cannot be fenced, so no pair can have them"

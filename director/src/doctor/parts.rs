@@ -10,9 +10,6 @@ use std::rc::Rc;
 
 use dyad_backend::Device;
 use dyad_backend::driver::{Driver, block_on};
-use dyad_backend::pci::PciFunction;
-use dyad_backend::vfio::VfioFunction;
-use dyad_backend::vfio_user::VfioUserFunction;
 use dyad_reactor::BootClock;
 use dyad_reactor::executor::{Executor, Limits};
 use nix::sys::statvfs::statvfs;
@@ -21,6 +18,7 @@ use super::Finding;
 use crate::config::{Config, DeviceAddress, Director, MatrixAddress, PairRegistry};
 use crate::control::client::Client;
 use crate::control::view::Status;
+use crate::function::Function;
 use crate::node::transition::pair_key;
 use crate::registry::{ConfiguredRegistry, Registry};
 
@@ -185,14 +183,12 @@ fn control(config: &Config, director: &Director) -> Finding {
 
 fn device(director: &Director, address: &DeviceAddress) -> Finding {
     let point = point(director, "device");
-    let tried = match address {
-        DeviceAddress::Socket(path) => VfioUserFunction::connect(path)
-            .map_err(|error| (error.to_string(), "start the shelf: `dyad shelf --config`".to_owned()))
-            .and_then(try_device),
-        DeviceAddress::Pci(pci) => VfioFunction::open(*pci)
-            .map_err(|error| (error.to_string(), format!("`dyad device probe {pci}` tries it again")))
-            .and_then(try_device),
+    let mend = || match address {
+        DeviceAddress::Socket(_) => "start the shelf: `dyad shelf --config`".to_owned(),
+        DeviceAddress::Pci(pci) => format!("`dyad device probe {pci}` tries it again"),
     };
+    let reached = Function::open(address).map_err(|error| (error.to_string(), mend()));
+    let tried = reached.and_then(try_device);
     match tried {
         Ok(found) => Finding::good(point, format!("{address}: {found}")),
         Err((found, mend)) => Finding::bad(point, format!("{address}: {found}"), mend),
@@ -200,7 +196,7 @@ fn device(director: &Director, address: &DeviceAddress) -> Finding {
 }
 
 /// Drives it and lets it go.
-fn try_device<F: PciFunction>(function: F) -> Result<String, (String, String)> {
+fn try_device(function: Function) -> Result<String, (String, String)> {
     let executor = executor();
     let attached = block_on(&executor, || 0, Driver::attach(function, &executor.handle(), [0xd0; 16]));
     let driver = attached
