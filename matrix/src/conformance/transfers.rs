@@ -3,10 +3,10 @@
 use super::{
     BOTH, Bed, Case, DEPTH, End, LEN, RELIABLE, TAG, bytes, levels, memory, pair, pattern, settle, sibling, wait,
 };
-use crate::memory::Segment;
+use crate::memory::{HugePages, Memory, Segment};
 use crate::provider::{
-    BrokenReason, Descriptor, DescriptorError, PostError, Provider, Reliability, RemoteAddress, SendOperation,
-    WorkQueue,
+    BrokenReason, Descriptor, DescriptorError, PostError, Provider, Reliability, RemoteAccess, RemoteAddress,
+    SendOperation, WorkQueue,
 };
 
 /// The tests of this room.
@@ -21,6 +21,7 @@ pub(super) fn cases<B: Bed>() -> Vec<Case<B>> {
         rdma_moves_scattered_bytes_both_ways,
         messages_are_gathered_and_scattered,
         a_message_behind_a_write_comes_after_it,
+        a_message_behind_a_read_comes_after_it,
         immediate_data_arrives,
         regions_registered_later_are_reached,
         vis_are_independent,
@@ -214,6 +215,32 @@ fn a_message_behind_a_write_comes_after_it<B: Bed>(bed: &mut B) {
         assert_eq!(b.completion(bed), (WorkQueue::Receive, round, Ok(8)));
         assert!(bytes(&b.memory, 64, LEN - 64) == bytes(&a.memory, 64, LEN - 64), "round {round}");
         assert_eq!(a.completion(bed), (WorkQueue::Send, round, Ok(LEN - 64)));
+        assert_eq!(a.completion(bed), (WorkQueue::Send, 100 + round, Ok(8)));
+    }
+}
+
+/// Who hears of the message may reuse what was read, however long that is.
+fn a_message_behind_a_read_comes_after_it<B: Bed>(bed: &mut B) {
+    let (a, b) = pair(bed);
+    let len = a.provider.capabilities().transfer_bytes_max.min(4 << 20);
+    let long = || {
+        let bytes = usize::try_from(len).expect("it is small");
+        Memory::shared("dyad-conformance", bytes, HugePages::No).expect("some memory")
+    };
+    let (target, source) = (long(), long());
+    a.provider.register(&target, TAG, RemoteAccess::default()).expect("room for a region");
+    let region = b.provider.register(&source, TAG, BOTH).expect("room for a region");
+    for round in 1..=3 {
+        let seed = u32::try_from(round).expect("small");
+        source.write(0, &pattern(len, seed)).expect("in range");
+        b.receive(0, 8, round);
+        let read = SendOperation::RdmaRead(RemoteAddress { region, offset: 0 });
+        a.post(read, &[target.segment(0, len).expect("in range")], round).expect("room in the queue");
+        a.send(8, 100 + round).expect("room in the queue");
+        assert_eq!(b.completion(bed), (WorkQueue::Receive, round, Ok(8)));
+        source.fill_zero(0, u64::from(len)).expect("in range");
+        assert_eq!(a.completion(bed), (WorkQueue::Send, round, Ok(len)));
+        assert!(bytes(&target, 0, len) == pattern(len, seed), "round {round}");
         assert_eq!(a.completion(bed), (WorkQueue::Send, 100 + round, Ok(8)));
     }
 }
