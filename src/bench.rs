@@ -33,6 +33,8 @@ enum What {
     /// NVMe/TCP over loopback: our initiator, our target with a volume in memory, a pair of directors; beside them a bare socket, and nbdkit
     /// where it is installed
     Frontend,
+    /// The database's storage engine: scans, what they use of a volume, transactions; beside SQLite and redb with the feature `peers`
+    Engine,
     /// Parity beside memcpy, commands per write, a group beside the sum of its devices, a rebuild beside hosts
     Raid,
     /// Directors are killed, stopped and started again under load: how long until it goes on, and what was lost
@@ -78,6 +80,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         What::Nvme => ("nvme", measure("nvme", nvme)),
         What::Cache => ("cache", measure("cache", cache)),
         What::Frontend => ("frontend", frontend()),
+        What::Engine => ("engine", engine()),
         What::Raid => ("raid", dyad_backend::bench::raid::run_raid(progress).map_err(|error| error.to_string())),
         What::Takeover { rounds, matrix } => ("takeover", takeover(*rounds, *matrix)),
         What::Peer { name, directory } => {
@@ -123,6 +126,11 @@ fn takeover(rounds: u32, matrix: MatrixName) -> Result<Vec<Row>, String> {
         return Err("acknowledged writes were lost".to_owned());
     }
     Ok(figures)
+}
+
+fn engine() -> Result<Vec<Row>, String> {
+    let directory = directory()?;
+    dyad_storage::bench::run(directory.path(), progress).map_err(|error| error.to_string())
 }
 
 fn directory() -> Result<tempfile::TempDir, String> {

@@ -8,6 +8,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
 mod array;
+mod bank;
 mod bench;
 mod connection;
 mod device;
@@ -83,7 +84,12 @@ fn run_demo() -> ExitCode {
         Ok(dir) => dir,
         Err(error) => return fail(&format!("cannot make a directory for the demo: {error}")),
     };
-    match demo::run(dir.path()) {
+    let array = dir.path().join("bank");
+    let both = demo::run(dir.path()).and_then(|()| {
+        std::fs::create_dir(&array).map_err(|error| error.to_string())?;
+        bank::run(&array)
+    });
+    match both {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format!("the demo failed: {error}")),
     }

@@ -8,6 +8,7 @@
 //! - `pair`: two directors with all that belongs to them;
 //! - `faults`, `injector`, `trap`: what is done to them, within which limits, at which moments;
 //! - `workload`, `checker`, `invariants`: hosts, what they may see, what must always be true;
+//! - `database`: the storage engine on a pair, instead of hosts;
 //! - `run`: war, peace, and a last look.
 //!
 //! The processor costs nothing and devices take a fixed time and some jitter, so no figure about bandwidth comes from here.
@@ -24,6 +25,7 @@
 
 mod chance;
 pub mod checker;
+pub mod database;
 pub mod faults;
 pub mod injector;
 pub mod invariants;

@@ -349,7 +349,7 @@ impl Pair {
         let seeds: Vec<_> = (0..WORKERS).map(|_| self.rng.fork()).collect();
         let watcher = self.rng.fork();
         let workload = self.workload.clone();
-        self.start_initiator(kernel, host, |handle, initiator| {
+        self.start_program(kernel, host, 1 + WORKERS, |handle, initiator| {
             workload.enlist(host);
             handle.spawn("memory", workload.clone().watch_memory(host, handle.clone(), initiator.clone(), watcher));
             for rng in seeds {
@@ -364,16 +364,18 @@ impl Pair {
     pub fn start_reader(&mut self, kernel: &mut Kernel) {
         self.kill_host(kernel, READER);
         let workload = self.workload.clone();
-        self.start_initiator(kernel, READER, |handle, initiator| {
+        self.start_program(kernel, READER, 1, |handle, initiator| {
             workload.enlist(READER);
             handle.spawn("reader", workload.clone().run(READER, handle.clone(), initiator, None));
         });
     }
 
-    fn start_initiator(
+    /// Starts a host whose program has so many tasks.
+    pub fn start_program(
         &mut self,
         kernel: &mut Kernel,
         host: usize,
+        tasks: usize,
         spawn: impl FnOnce(&Handle, Initiator<SimProvider>),
     ) {
         self.starts += 1;
@@ -392,7 +394,7 @@ impl Pair {
         };
         let memory = Memory::anonymous(usize::from(HOST_DEPTH) * 8 * 16 * BLOCK_BYTES);
         let clock = DriftingClock::new(self.time.clone(), 0, Duration::ZERO);
-        let (process, initiator) = kernel.start(&clock, Limits { tasks: 9 + WORKERS, timers: 128 }, |handle| {
+        let (process, initiator) = kernel.start(&clock, Limits { tasks: 8 + tasks, timers: 128 }, |handle| {
             let initiator = Initiator::new(handle, provider, config, memory).expect("the simulated matrix has room");
             spawn(handle, initiator.clone());
             initiator

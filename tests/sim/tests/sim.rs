@@ -32,6 +32,14 @@ mod rules {
         }
     }
 
+    #[test]
+    fn the_total_of_a_bank_is_right_whoever_is_lost() {
+        let stories: Vec<_> = (0..8).map(|seed| dyad_sim::database::run(seed, 6).unwrap()).collect();
+        let sum = |of: fn(&dyad_sim::database::Story) -> u64| stories.iter().map(of).sum::<u64>();
+        let (directors, recoveries) = (sum(|story| story.directors), sum(|story| story.recoveries));
+        assert!(directors > 15 && recoveries > 15 && sum(|story| story.transfers) > 1000, "{stories:?}");
+    }
+
     // In two parts, which run side by side.
     #[test]
     fn even_seeds_survive_all_faults() {

@@ -18,82 +18,72 @@ const WRITES: usize = 8;
 
 type Written = Reply<Result<(), dyad_host::VolumeError>>;
 
+/// Buffers of consecutive pages that do not change until they are written, or this is dropped.
+struct Claimed<'a> {
+    file: &'a FilePool,
+    buffers: Vec<u32>,
+}
+
+impl Drop for Claimed<'_> {
+    fn drop(&mut self) {
+        for buffer in &self.buffers {
+            self.file.disclaim(*buffer);
+        }
+    }
+}
+
 impl FilePool {
-    /// Pins the buffer of a page that is dirty and may be written when the log is on media up to what is returned.
-    fn pin_dirty(&self, page: u32) -> Option<(u32, Lsn)> {
+    /// Pins the buffer of a dirty page, and keeps everybody from changing it.
+    fn claim(&self, page: u32) -> Option<u32> {
         let buffer = self.pin(page)?;
         let of = self.buffer(buffer);
-        if of.hold() == Hold::Ready && of.is_dirty() && !of.is_writing() {
-            let latch = of.shared();
-            let lsn = self.view(buffer).lsn();
-            drop(latch);
-            return Some((buffer, lsn));
-        }
-        self.unpin(buffer);
-        None
-    }
-
-    /// From now on the page does not change until it is written; false if it is not to be written now.
-    fn begin_write(&self, buffer: u32, media: Lsn) -> bool {
-        let of = self.buffer(buffer);
         let latch = of.exclusive();
-        let page = self.view(buffer);
-        let ahead = page.lsn() < media || is_active(Mutation::PageBeforeLog);
-        let now = of.hold() == Hold::Ready && of.is_dirty() && !of.is_writing() && ahead;
+        let now = of.hold() == Hold::Ready && of.is_dirty() && !of.is_writing();
         if now {
-            page.seal();
             of.set_writing(true);
         }
         drop(latch);
-        now
+        if !now {
+            self.unpin(buffer);
+        }
+        now.then_some(buffer)
+    }
+
+    /// It is not written after all.
+    fn disclaim(&self, buffer: u32) {
+        let of = self.buffer(buffer);
+        of.set_writing(false);
+        of.changed.wake_all();
+        self.unpin(buffer);
     }
 }
 
 impl BufferPool {
     /// Starts writing the dirty page and those next to it in its extent, as one command; `None` if there is nothing to write.
     async fn write_run(&self, file: &FilePool, page: u32) -> Result<Option<Written>, StorageError> {
+        let Some(own) = file.claim(page) else { return Ok(None) };
+        let mut run = Claimed { file, buffers: vec![own] };
         let start = page - page % EXTENT_PAGES;
-        let mut run: Vec<(u32, u32, Lsn)> = Vec::new();
-        for number in start..start + EXTENT_PAGES {
-            match file.pin_dirty(number) {
-                Some((buffer, lsn)) => run.push((number, buffer, lsn)),
-                None if number > page => break,
-                None => run.drain(..).for_each(|(_, buffer, _)| file.unpin(buffer)),
-            }
-        }
-        let Some(last) = run.iter().map(|(_, _, lsn)| *lsn).max() else { return Ok(None) };
-        // The record of the last change begins there; it ends at most where the log ends now.
-        let end = self.log.end();
-        debug_assert!(last < end, "pages name records that were appended");
-        if !is_active(Mutation::PageBeforeLog)
-            && let Err(error) = self.log.durable(end, Durability::Media).await
+        let mut first = page;
+        while first > start
+            && let Some(buffer) = file.claim(first - 1)
         {
-            run.into_iter().for_each(|(_, buffer, _)| file.unpin(buffer));
-            return Err(error);
+            run.buffers.insert(0, buffer);
+            first -= 1;
         }
-        // Whatever was changed meanwhile may be too new; what is left of the run must be contiguous.
-        let media = self.log.media();
-        let mut writing: Vec<u32> = Vec::new();
-        let mut first = 0;
-        let mut over = false;
-        for (number, buffer, _) in run {
-            let next = !over && file.begin_write(buffer, media);
-            if next {
-                if writing.is_empty() {
-                    first = number;
-                }
-                writing.push(buffer);
-            } else {
-                over = !writing.is_empty();
-                file.unpin(buffer);
-            }
+        for number in page + 1..start + EXTENT_PAGES {
+            let Some(buffer) = file.claim(number) else { break };
+            run.buffers.push(buffer);
         }
-        if writing.is_empty() {
-            return Ok(None);
+        // Their last changes are in the log by now; they go no further before media have it.
+        if !is_active(Mutation::PageBeforeLog) {
+            self.log.durable(self.log.end(), Durability::Media).await?;
         }
+        run.buffers.iter().for_each(|buffer| file.view(*buffer).seal());
         let reply = Reply::new();
-        // The pins go when the write is over.
-        file.port.ask(Request::WritePages { first, buffers: writing, reply: reply.clone() });
+        // The claim goes when the write is over.
+        let buffers = std::mem::take(&mut run.buffers);
+        file.port.ask(Request::WritePages { first, buffers, reply: reply.clone() });
         Ok(Some(reply))
     }
 

@@ -196,11 +196,6 @@ impl Log {
         lock(&self.state).end()
     }
 
-    /// Up to here media have it.
-    pub(crate) fn media(&self) -> Lsn {
-        lock(&self.state).media
-    }
-
     fn used_bytes(&self, state: &State) -> u64 {
         state.end().0 - state.start.0 / BLOCK * BLOCK
     }
