@@ -50,11 +50,9 @@ impl Subsystem {
             fabrics::OPCODE if entry.fabrics_type() == fabrics::CONNECT => Direction::FromHost(1024),
             admin::IDENTIFY => Direction::ToHost(PAGE_LEN),
             admin::GET_LOG_PAGE => {
-                let bytes = u32::try_from(entry.log_bytes()).map_err(|_| INVALID_FIELD)?;
-                if bytes > 4096 << self.config.transfer_log2 {
-                    return Err(INVALID_FIELD);
-                }
-                Direction::ToHost(bytes)
+                let bytes = u32::try_from(entry.log_bytes()).ok();
+                let bytes = bytes.filter(|bytes| *bytes <= 4096 << self.config.transfer_log2);
+                Direction::ToHost(bytes.ok_or(INVALID_FIELD)?)
             }
             admin::SET_FEATURES => feature::set_direction(entry),
             admin::GET_FEATURES => feature::get_direction(entry),

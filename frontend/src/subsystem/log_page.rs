@@ -51,6 +51,8 @@ impl Subsystem {
         if !offset.is_multiple_of(4) || entry.dword(14) & 1 << 23 != 0 {
             return Err(INVALID_FIELD);
         }
+        // Before a page of that length is made: whoever carries the command has looked, and might not have.
+        self.admin_direction(entry)?;
         let kind = self.controller(key).ok_or(Status::COMMAND_SEQUENCE)?.kind;
         let page = match (page_id, kind) {
             (log::SUPPORTED, Kind::Io) => supported(&IO_PAGES),

@@ -526,6 +526,17 @@ fn nonsense() -> impl Strategy<Value = SubmissionEntry> {
 }
 
 #[test]
+fn a_log_page_that_is_longer_than_a_transfer_is_not_made() {
+    let mut core = subsystem();
+    let key = ready(&mut core).queue.controller;
+    // 256 MiB: found by the fuzzer, which does not ask how much data goes with a command.
+    let entry = SubmissionEntry::get_log_page(log::SUPPORTED, NamespaceId::NONE, 0, 256 << 20, false);
+    let refused = Status::INVALID_FIELD.with_do_not_retry();
+    assert_eq!(core.admin_direction(&entry), Err(refused));
+    assert_eq!(core.admin(Time::ZERO, key, &entry, &[]), Err(refused));
+}
+
+#[test]
 fn what_lies_behind_a_volume_is_read_and_its_changes_are_told_to_whoever_has_read_it() {
     let group = |home| GroupGeometry { id: [4; 16], ana_group: 1, home, level: 1, devices: 2, data_devices: 1 };
     let geometry = |generation, home| Geometry {
