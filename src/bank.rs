@@ -99,7 +99,8 @@ pub(crate) fn run(path: &Path) -> Result<(), String> {
         return Err(format!("the accounts should have {right}; they have {total}, after recovery {again}"));
     }
     println!(
-        "{transfers} transfers committed; the accounts have {total} together, before the database was opened again and after: nothing is lost, nothing is doubled."
+        "{transfers} transfers committed; the accounts have {total} together, before the database was opened again and after: \
+         nothing is lost, nothing is doubled."
     );
     Ok(())
 }
