@@ -85,6 +85,8 @@ const STEPS: &[Step] = &[
     Step::new("takeover", dyad(&["bench", "takeover", "--rounds", "1"])),
     // Real kernels and QEMU's devices judge, in virtual machines.
     Step::new("guest", Work::Program { name: "dyad-guest", arguments: &[] }).needs(&[tools::QEMU]),
+    // What a newcomer types first, with the profile that it has: compilers must come to an end with that one, too.
+    cargo("release", &["run", "--release", "--", "demo"]),
     // Last, because every crate is built once more, with rules that can be broken.
     cargo(
         "mutations",

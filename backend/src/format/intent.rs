@@ -10,6 +10,9 @@
 //! stripe's *other* data could not be made again. So the record has, for every row that is written, the parity of the data that is not: with it and the
 //! data that is left, every block that the write did not touch comes back, whatever of the write was done.
 //!
+//! **Absent data.** What a write gives to a member that is not there exists nowhere until parity has it too: a crash in between would leave
+//! neither the old block nor the new one. So the record has the new one.
+//!
 //! | bytes | field |
 //! |---|---|
 //! | 48..56 | oldest: records from this sequence on are still needed |
@@ -27,7 +30,7 @@
 //! | 8..9 | member |
 //! | 9..10 | first block in the chunk, 0 to 15 |
 //! | 10..11 | number of blocks, 1 to 16 |
-//! | 11..12 | 0: they will be written; 1: the payload has their partial parity |
+//! | 11..12 | 0: they will be written; 1: the payload has their partial parity; 2: the payload has them, for the member is not there |
 //! | 12.. | a CRC-32C for each: that it will have; that of its payload block |
 //!
 //! Payload blocks are in the order of the runs that they belong to.
@@ -59,6 +62,32 @@ pub enum RunKind {
     Written,
     /// The payload has the parity of those data blocks of the same rows that are not written, as this member would hold it; these are its guards.
     PartialParity,
+    /// The payload has the blocks: the member is not there to be written. There is a `Written` run for them as well.
+    Absent,
+}
+
+impl RunKind {
+    /// As the format has it.
+    const fn code(self) -> u8 {
+        match self {
+            Self::Written => 0,
+            Self::PartialParity => 1,
+            Self::Absent => 2,
+        }
+    }
+
+    fn of(code: u8) -> Option<Self> {
+        [Self::Written, Self::PartialParity, Self::Absent].into_iter().find(|kind| kind.code() == code)
+    }
+
+    /// There is a payload block for each of its blocks.
+    #[must_use]
+    pub const fn has_payload(self) -> bool {
+        match self {
+            Self::Written => false,
+            Self::PartialParity | Self::Absent => true,
+        }
+    }
 }
 
 /// Consecutive blocks of one chunk.
@@ -149,13 +178,13 @@ impl Record {
         for run in runs {
             assert!(!run.guards.is_empty() && run.first + run.guards.len() <= RUN_MAX, "a run lies in its chunk");
             to.u64(run.stripe);
-            let kind = usize::from(run.kind == RunKind::PartialParity);
-            for field in [run.member, run.first, run.guards.len(), kind] {
+            for field in [run.member, run.first, run.guards.len()] {
                 to.u8(u8::try_from(field).expect("at most 18"));
             }
+            to.u8(run.kind.code());
             run.guards.iter().for_each(|guard| to.u32(guard.0));
             self.runs += 1;
-            if run.kind == RunKind::PartialParity {
+            if run.kind.has_payload() {
                 self.payload += u16::try_from(run.guards.len()).expect("at most 16");
             }
         }
@@ -183,8 +212,8 @@ impl Record {
 impl Decoded {
     /// The guards of the payload blocks, in order. The record counts only if every block has its guard.
     pub fn payload(&self) -> impl Iterator<Item = Guard> + '_ {
-        let partial = self.runs.iter().filter(|run| run.kind == RunKind::PartialParity);
-        partial.flat_map(|run| run.guards.iter().copied())
+        let with = self.runs.iter().filter(|run| run.kind.has_payload());
+        with.flat_map(|run| run.guards.iter().copied())
     }
 }
 
@@ -214,12 +243,8 @@ pub fn decode(
             return Err(FormatError::Invalid);
         }
         let stripe = from.u64();
-        let [member, first, len, kind] = from.bytes::<4>().map(usize::from);
-        let kind = match kind {
-            0 => RunKind::Written,
-            1 => RunKind::PartialParity,
-            _ => return Err(FormatError::Invalid),
-        };
+        let [member, first, len] = from.bytes::<3>().map(usize::from);
+        let kind = RunKind::of(from.u8()).ok_or(FormatError::Invalid)?;
         let inside = stripe < stripes && member < geometry.members() && len >= 1 && first + len <= RUN_MAX;
         if !inside || from.left() < 4 * len {
             return Err(FormatError::Invalid);

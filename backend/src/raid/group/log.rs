@@ -17,8 +17,8 @@ use crate::format::intent::{self, Record, Run};
 use crate::format::seal::Seal;
 use crate::format::{Block, guard};
 
-/// Most payload blocks of one record: those of one stripe with two parities.
-const PAYLOAD_MAX: usize = 32;
+/// Most payload blocks of one record: partial parity of a stripe twice, and what two members that are not there should get.
+const PAYLOAD_MAX: usize = 64;
 
 /// Blocks of one command of the log.
 const COMMAND_BLOCKS: u64 = 16;
@@ -71,11 +71,17 @@ impl Log {
         Some(self.making)
     }
 
-    /// What the next record needs from the ring, and whether it is free.
+    /// Where the record in the making goes, and the oldest that is needed then: if nothing before it is, what it skips at the ring's end does not count.
+    /// So the shortest ring has room for the longest record, once all is settled.
+    fn place(&self) -> (u64, u64) {
+        let sequence = intent::next(self.next, self.pending.payload(), self.ring);
+        (sequence, if self.oldest == self.next { sequence } else { self.oldest })
+    }
+
+    /// What the record in the making needs from the ring is free.
     fn has_room(&self) -> bool {
-        let payload = self.pending.payload();
-        let sequence = intent::next(self.next, payload, self.ring);
-        sequence + 1 + u64::from(payload) - self.oldest <= self.ring
+        let (sequence, oldest) = self.place();
+        sequence + 1 + u64::from(self.pending.payload()) - oldest <= self.ring
     }
 
     fn settled_to(&self) -> u64 {
@@ -201,10 +207,11 @@ impl<D: Device> Group<D> {
         let (sequence, blocks) = {
             let mut log = self.0.log.borrow_mut();
             let log = &mut *log;
+            let sequence;
+            (sequence, log.oldest) = log.place();
             let mut record = std::mem::take(&mut log.pending);
             std::mem::swap(&mut log.leading, &mut log.payload);
             log.payload.clear();
-            let sequence = intent::next(log.next, record.payload(), log.ring);
             let block = record.close(self.0.id, sequence, log.oldest, self.0.epoch, log.ring);
             self.0.work.write(self.record_place().offset, block).expect("our own memory");
             log.next = sequence + 1 + u64::from(record.payload());
@@ -237,7 +244,7 @@ impl<D: Device> Group<D> {
         }
         let block = |at: u64| match at.checked_sub(1) {
             None => self.record_place(),
-            Some(at) => self.0.log.borrow().leading[usize::try_from(at).expect("below 32")],
+            Some(at) => self.0.log.borrow().leading[usize::try_from(at).expect("below 64")],
         };
         let outcomes = self.run(&ops, |op| joined(op.range().map(block))).await;
         self.durable_somewhere(&ops, &outcomes)

@@ -14,6 +14,17 @@ use crate::raid::geometry::MEMBERS_MAX;
 
 const ONE: BlockCount = BlockCount(1);
 
+/// What is known of a member's block of a row.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It is there.
+    At(Segment),
+    /// It counts as zeros.
+    Zero,
+    /// It is lost.
+    Lost,
+}
+
 impl<D: Device> Group<D> {
     /// With nobody writing, from all members, repairing what is wrong.
     pub(super) async fn read_carefully(
@@ -120,30 +131,51 @@ impl<D: Device> Group<D> {
         let geometry = self.0.geometry;
         let lacks = |missing: &Rows, m: usize| missing[m] & bit(row) != 0;
         let lost: heapless::Vec<usize, MEMBERS_MAX> = (0..geometry.members()).filter(|m| lacks(missing, *m)).collect();
-        let parities = geometry.level().parities();
         for member in &lost {
-            let part = geometry.role(stripe, *member);
-            if parities == 0 {
+            let (part, place) = (geometry.role(stripe, *member), area.held(*member, row));
+            if self.parities().is_empty() {
                 let Some(other) = geometry.holders(stripe, part).find(|m| !lacks(missing, *m)) else { continue };
-                self.copy(area.held(other, row), area.held(*member, row));
+                self.copy(area.held(other, row), place);
             } else {
                 let other = match lost.as_slice() {
                     [_] => None,
                     [a, b] => Some(geometry.role(stripe, if a == member { *b } else { *a })),
                     _ => return,
                 };
-                let Some(recipe) = Recipe::new(geometry.data(), parities, part, other) else { continue };
-                let mut terms = Terms::new();
-                for m in (0..geometry.members()).filter(|m| !lost.contains(m)) {
-                    let f = recipe.factor(geometry.role(stripe, m));
-                    assert!(terms.push((area.held(m, row), [f, Gf::ZERO])).is_ok(), "at most all members");
+                let known = |m: usize| if lost.contains(&m) { Known::Lost } else { Known::At(area.held(m, row)) };
+                if !self.solve(stripe, part, other, known, place) {
+                    continue;
                 }
-                self.sum(&[area.held(*member, row)], &terms);
             }
-            if self.is_as_written(*member, stripe, row, area.held(*member, row)) {
+            if self.is_as_written(*member, stripe, row, place) {
                 missing[*member] &= !bit(row);
             }
         }
+    }
+
+    /// Makes a block of a row of the others, without `other`; false if what that takes is lost.
+    pub(super) fn solve(
+        &self,
+        stripe: u64,
+        part: Part,
+        other: Option<Part>,
+        known: impl Fn(usize) -> Known,
+        to: Segment,
+    ) -> bool {
+        let geometry = self.0.geometry;
+        let Some(recipe) = Recipe::new(geometry.data(), self.parities().end, part, other) else { return false };
+        let mut terms = Terms::new();
+        for member in 0..geometry.members() {
+            let factor = recipe.factor(geometry.role(stripe, member));
+            match known(member) {
+                _ if factor == Gf::ZERO => {}
+                Known::At(place) => assert!(terms.push((place, [factor, Gf::ZERO])).is_ok(), "at most all members"),
+                Known::Zero => {}
+                Known::Lost => return false,
+            }
+        }
+        self.sum(&[to], &terms);
+        true
     }
 
     /// What is missing of a row is lost for good, and others of its blocks are to be written: for parity it counts as zeros from now on, and its guard goes

@@ -6,20 +6,29 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use dyad_matrix::Segment;
 use dyad_nvme::types::Lba;
 use dyad_reactor::mutation::{Mutation, is_active};
 
 use super::log::Log;
 use super::members::Op;
+use super::repair::Known;
 use super::stripe::{Area, Rows, Runs, Terms, bit, factor};
 use super::{AREAS, Group, GroupError, joined};
 use crate::device::Device;
 use crate::format::Block;
 use crate::format::guard::Guard;
 use crate::format::intent::{self, Decoded, RunKind};
-use crate::parity::{Gf, Member as Part, Recipe};
-use crate::raid::geometry::CHUNK_BLOCKS;
+use crate::parity::Member as Part;
+use crate::raid::geometry::{CHUNK_BLOCKS, MEMBERS_MAX};
+
+/// Which parity a block is made with.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Parity {
+    /// Of what the interrupted write left alone: the payload has it.
+    OfTheRest,
+    /// Of all data: the devices have it.
+    OfAll,
+}
 
 /// A record with its payload.
 struct Whole {
@@ -130,6 +139,7 @@ impl<D: Device> Group<D> {
             if self.parities().is_empty() {
                 self.equalise_mirrors(area, stripe, row, last, &missing, &mut wrong);
             } else {
+                self.take_absent(area, stripe, row, last, &mut missing);
                 self.bring_forward(area, stripe, row, last, &missing, &mut wrong);
                 self.make_again(area, stripe, row, last, &mut missing);
                 self.give_up(stripe, row, last, &missing);
@@ -208,20 +218,14 @@ impl<D: Device> Group<D> {
         };
         let mut olds = (0..geometry.members()).filter(old);
         let (Some(member), None) = (olds.next(), olds.next()) else { return };
-        let Some(recipe) = Recipe::new(geometry.data(), self.parities().end, geometry.role(stripe, member), None)
-        else {
-            return;
+        let known = |m: usize| match missing[m] & bit(row) {
+            0 => Known::At(area.held(m, row)),
+            _ => Known::Lost,
         };
-        let mut terms = Terms::new();
-        for m in (0..geometry.members()).filter(|m| *m != member) {
-            let factor = recipe.factor(geometry.role(stripe, m));
-            if factor != Gf::ZERO && missing[m] & bit(row) != 0 {
-                return;
-            }
-            assert!(terms.push((area.held(m, row), [factor, Gf::ZERO])).is_ok(), "at most all members");
-        }
         let made = area.parity(0, row);
-        self.sum(&[made], &terms);
+        if !self.solve(stripe, geometry.role(stripe, member), None, known, made) {
+            return;
+        }
         let guard = self.guard_of(made);
         if last.writes(stripe, member, row) == Some(guard) {
             self.copy(made, area.held(member, row));
@@ -230,76 +234,79 @@ impl<D: Device> Group<D> {
         }
     }
 
+    /// The new blocks of members that were not there to be written.
+    fn take_absent(&self, area: &Area<'_, D>, stripe: u64, row: u64, last: &Whole, missing: &mut Rows) {
+        for (member, missing) in missing.iter_mut().enumerate().take(self.0.geometry.members()) {
+            if *missing & bit(row) != 0
+                && let Some(block) = last.payload(RunKind::Absent, stripe, member, row)
+            {
+                self.0.work.write(area.held(member, row).offset, block).expect("our own memory");
+                self.0.table.borrow_mut().set(member, stripe, row, Guard::of(block));
+                *missing &= !bit(row);
+            }
+        }
+    }
+
     /// Makes missing data of a row: with partial parity what a write left alone, else with parity if that gives something that it may be.
     fn make_again(&self, area: &Area<'_, D>, stripe: u64, row: u64, last: &Whole, missing: &mut Rows) {
         let geometry = self.0.geometry;
-        let lacks = |missing: &Rows, m: usize| missing[m] & bit(row) != 0;
-        let data_of = |m: usize| match geometry.role(stripe, m) {
-            Part::Data(data) => Some(data),
-            Part::P | Part::Q => None,
-        };
-        // None: the parity on the devices, of all data.
-        for source in [Some(last), None] {
-            let covered =
-                |m: usize| data_of(m).is_some() && source.is_none_or(|whole| whole.writes(stripe, m, row).is_none());
-            let lost: heapless::Vec<usize, 18> =
-                (0..geometry.members()).filter(|m| covered(*m) && lacks(missing, *m)).collect();
-            let mut parity: heapless::Vec<(Part, Segment), 2> = heapless::Vec::new();
-            for k in self.parities() {
-                let part = if k == 0 { Part::P } else { Part::Q };
-                let holder = geometry.holders(stripe, part).next().expect("parity has a holder");
-                let place = match source {
-                    Some(whole) => whole.partial(stripe, holder, row).map(|block| {
-                        self.0.work.write(area.partial(k, row).offset, block).expect("our own memory");
-                        area.partial(k, row)
-                    }),
-                    None => (!lacks(missing, holder)).then(|| area.held(holder, row)),
-                };
-                if let Some(place) = place {
-                    assert!(parity.push((part, place)).is_ok(), "P and Q");
-                }
+        for (k, part) in self.parities().zip([Part::P, Part::Q]) {
+            let holder = geometry.holders(stripe, part).next().expect("parity has a holder");
+            if let Some(block) = last.payload(RunKind::PartialParity, stripe, holder, row) {
+                self.0.work.write(area.partial(k, row).offset, block).expect("our own memory");
             }
+        }
+        for parity in [Parity::OfTheRest, Parity::OfAll] {
+            let known = |missing: &Rows, m: usize| self.known(area, stripe, row, last, missing, parity, m);
+            let is_lost =
+                |m: &usize| matches!(geometry.role(stripe, *m), Part::Data(_)) && known(missing, *m) == Known::Lost;
+            let lost: heapless::Vec<usize, MEMBERS_MAX> = (0..geometry.members()).filter(is_lost).collect();
             for member in &lost {
-                let part = geometry.role(stripe, *member);
-                let other_data = lost.iter().find(|m| *m != member).map(|m| geometry.role(stripe, *m));
+                let (part, place) = (geometry.role(stripe, *member), area.held(*member, row));
                 // With one lost and both parities there are two ways; what is stale shows in the guard.
-                let without = [Some(Part::P), Some(Part::Q)];
-                let ways: &[Option<Part>] = match (lost.len(), parity.len()) {
-                    (1, _) => &without,
-                    (2, 2) => &[other_data],
-                    _ => &[],
+                let ways = match lost.as_slice() {
+                    [_] => [None, Some(Part::P)],
+                    [a, b] => [Some(geometry.role(stripe, if a == member { *b } else { *a })), None],
+                    _ => return,
                 };
-                for other in ways {
-                    let Some(recipe) = Recipe::new(geometry.data(), self.parities().end, part, *other)
-                        .or_else(|| Recipe::new(geometry.data(), self.parities().end, part, None))
-                    else {
-                        continue;
-                    };
-                    let mut terms = Terms::new();
-                    for m in (0..geometry.members()).filter(|m| covered(*m) && !lost.contains(m)) {
-                        let factor = recipe.factor(geometry.role(stripe, m));
-                        assert!(terms.push((area.held(m, row), [factor, Gf::ZERO])).is_ok(), "at most all members");
-                    }
-                    let has = |p: Part| parity.iter().any(|(part, _)| *part == p);
-                    let needs = [Part::P, Part::Q].into_iter().filter(|p| recipe.factor(*p) != Gf::ZERO);
-                    if !needs.clone().all(has) {
-                        continue;
-                    }
-                    for (part, place) in &parity {
-                        let added = terms.push((*place, [recipe.factor(*part), Gf::ZERO]));
-                        assert!(added.is_ok(), "at most all members");
-                    }
-                    self.sum(&[area.held(*member, row)], &terms);
-                    if self.accept(area, stripe, *member, row, last) {
-                        missing[*member] &= !bit(row);
-                        break;
-                    }
+                let made = ways.into_iter().any(|other| {
+                    let known = |m: usize| if lost.contains(&m) { Known::Lost } else { known(missing, m) };
+                    self.solve(stripe, part, other, known, place) && self.accept(area, stripe, *member, row, last)
+                });
+                if made {
+                    missing[*member] &= !bit(row);
                 }
             }
         }
     }
 
-    /// Data of the interrupted write that is neither old nor new any more: nothing but the new bytes will have its guard.
+    /// What is known of a member's block of a row, with that parity.
+    #[expect(clippy::too_many_arguments, reason = "all that a replay of one row is about")]
+    fn known(
+        &self,
+        area: &Area<'_, D>,
+        stripe: u64,
+        row: u64,
+        last: &Whole,
+        missing: &Rows,
+        parity: Parity,
+        member: usize,
+    ) -> Known {
+        let there = if missing[member] & bit(row) == 0 { Known::At(area.held(member, row)) } else { Known::Lost };
+        let partial = |k: usize| match last.payload(RunKind::PartialParity, stripe, member, row) {
+            Some(_) => Known::At(area.partial(k, row)),
+            None => Known::Lost,
+        };
+        match (parity, self.0.geometry.role(stripe, member)) {
+            (Parity::OfAll, _) => there,
+            (Parity::OfTheRest, Part::Data(_)) if last.writes(stripe, member, row).is_some() => Known::Zero,
+            (Parity::OfTheRest, Part::Data(_)) => there,
+            (Parity::OfTheRest, Part::P) => partial(0),
+            (Parity::OfTheRest, Part::Q) => partial(1),
+        }
+    }
+
+    /// Data of the interrupted write that is neither old nor new any more (its device lost it meanwhile): nothing but the new bytes will have its guard.
     fn give_up(&self, stripe: u64, row: u64, last: &Whole, missing: &Rows) {
         for member in (0..self.0.geometry.members()).filter(|m| missing[*m] & bit(row) != 0) {
             if let Some(guard) = last.writes(stripe, member, row) {
@@ -352,11 +359,11 @@ impl Whole {
         runs.find_map(|run| run.guard(stripe, member, row))
     }
 
-    /// The partial parity of a row.
-    fn partial(&self, stripe: u64, member: usize, row: u64) -> Option<&Block> {
+    /// The payload block for a row of a member.
+    fn payload(&self, kind: RunKind, stripe: u64, member: usize, row: u64) -> Option<&Block> {
         let mut at = 0;
-        for run in self.record.runs.iter().filter(|run| run.kind == RunKind::PartialParity) {
-            if run.guard(stripe, member, row).is_some() {
+        for run in self.record.runs.iter().filter(|run| run.kind.has_payload()) {
+            if run.kind == kind && run.guard(stripe, member, row).is_some() {
                 let row = usize::try_from(row).expect("below 16");
                 return self.payload.get(at + row - run.first);
             }

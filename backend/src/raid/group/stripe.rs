@@ -21,8 +21,8 @@ use crate::format::intent::{Run, RunKind};
 use crate::parity::{Gf, Member as Part, SOURCES_MAX};
 use crate::raid::geometry::{CHUNK_BLOCKS, MEMBERS_MAX};
 
-/// Runs of one write: every member's, and partial parity.
-pub(super) type Runs = heapless::Vec<Run, { MEMBERS_MAX + 2 }>;
+/// Runs of one write: every member's, partial parity, and those of two members that are not there.
+pub(super) type Runs = heapless::Vec<Run, { MEMBERS_MAX + 4 }>;
 
 /// For each member a bit per row.
 pub(super) type Rows = [u16; MEMBERS_MAX];
@@ -200,11 +200,14 @@ impl<D: Device> Group<D> {
         }
         let runs = &self.0.runs[area.index()];
         let partial = self.describe(&mut runs.borrow_mut(), &area, stripe, touch, segments, at);
-        let payload = self.parities().flat_map(|k| touch.window().map(move |row| (k, row)));
+        let partial = self.parities().filter(|_| partial).flat_map(|k| touch.window().map(move |row| (k, row)));
+        let partial = partial.map(|(k, row)| area.partial(k, row));
+        let absent = self.absent(stripe, touch).flat_map(|(_, rows, from)| (from..).take(rows.count()));
+        let payload = partial.chain(absent.map(|from| self.payload(segments, at + from)));
         if is_active(Mutation::WriteWithoutIntent) {
             self.write_members(&area, stripe, touch, segments, at).await?;
         }
-        let intent = self.intend(runs, payload.filter(|_| partial).map(|(k, row)| area.partial(k, row))).await?;
+        let intent = self.intend(runs, payload).await?;
         let judged = self.write_members(&area, stripe, touch, segments, at).await;
         if matches!(judged, Err(GroupError::Fenced | GroupError::Lost | GroupError::Invalid)) {
             // What is on the devices only a replay can tell. The intent stays open.
@@ -299,7 +302,23 @@ impl<D: Device> Group<D> {
             let member = self.0.geometry.holders(stripe, part).next().expect("parity has a holder");
             add(RunKind::PartialParity, member, touch.window(), &|row| area.partial(k, row));
         }
+        for (member, rows, from) in self.absent(stripe, touch) {
+            let start = rows.start;
+            add(RunKind::Absent, member, rows, &|row| self.payload(segments, at + from + row - start));
+        }
         partial
+    }
+
+    /// Members that should get data and are not there, with the rows, and the place of the first of them in the command. Of mirrors another one gets it.
+    fn absent(&self, stripe: u64, touch: Touch) -> impl Iterator<Item = (usize, Range<u64>, u64)> + Clone + '_ {
+        let geometry = self.0.geometry;
+        (0..geometry.members()).filter_map(move |member| match geometry.role(stripe, member) {
+            Part::Data(data) if !self.parities().is_empty() && !self.holds(member, stripe) => {
+                let (rows, from) = touch.of(data);
+                (!rows.is_empty()).then_some((member, rows, from))
+            }
+            Part::Data(_) | Part::P | Part::Q => None,
+        })
     }
 
     /// Makes new and partial parity of the rows of a write.

@@ -334,14 +334,37 @@ fn what_was_written_is_read_with_every_set_of_members() {
     }
 }
 
-/// A crash anywhere in a write, with members failing at the same time.
-fn crash_oracle(level: Level, members: u8, lost: &[usize], shape: (u64, u64), crash: usize, power: bool) -> bool {
+/// When members fail.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Lost {
+    /// Before the write: it is made without them, and each of its blocks is old or new.
+    Before,
+    /// With the crash: what the write gave them may be gone.
+    With,
+}
+
+/// A crash anywhere in a write, and members that fail.
+fn crash_oracle(
+    level: Level,
+    members: u8,
+    (when, lost): (Lost, &[usize]),
+    shape: (u64, u64),
+    crash: usize,
+    power: bool,
+) -> bool {
     let seed = crash as u64 * 31 + shape.0 * 7 + shape.1;
     let mut world = World::new(seed, level, members);
     let mut life = Life::whole(&mut world);
     life.open(1, &[]).expect("open");
     let blocks = world.model.len() as u64;
     world.write(&life, 0, blocks.min(TRANSFER_BLOCKS_MAX));
+    let present: Vec<usize> = world.all().into_iter().filter(|m| !lost.contains(m)).collect();
+    let out: Vec<DeviceId> = lost.iter().map(|m| world.superblock.members[*m].device).collect();
+    if when == Lost::Before {
+        life.ports.iter().for_each(FakeDevice::kill);
+        life = Life::new(&mut world, &present);
+        life.open(1, &out).expect("open");
+    }
     let (lba, count) = shape;
     let bytes = world.bytes(count);
     let result = life.start_write(lba, &bytes);
@@ -363,14 +386,12 @@ fn crash_oracle(level: Level, members: u8, lost: &[usize], shape: (u64, u64), cr
         world.media.iter().for_each(FakeMedium::power_loss);
     }
     drop(life);
-    let present: Vec<usize> = world.all().into_iter().filter(|m| !lost.contains(m)).collect();
-    let out: Vec<DeviceId> = lost.iter().map(|m| world.superblock.members[*m].device).collect();
     (world.lost, world.life) = (lost.to_vec(), "second");
     let mut life = Life::new(&mut world, &present);
     life.open(1, &out)
         .unwrap_or_else(|error| panic!("{level:?} of {members} without {lost:?}, crash at {crash}: {error}"));
-    let torn = if written || lost.is_empty() { 0..0 } else { lba..lba + count };
-    world.check(&life, torn.clone());
+    let torn = if written || when == Lost::Before { 0..0 } else { lba..lba + count };
+    world.check(&life, torn);
     if lost.is_empty() {
         world.check_quiet(&life, &world.all());
     }
@@ -389,10 +410,15 @@ fn a_crash_anywhere_leaves_old_or_new_and_nothing_else_changed() {
         let world = World::new(1, level, members);
         let (all, shapes) = (losses(&world.superblock), shapes(&world.superblock));
         for (s, shape) in shapes.iter().enumerate() {
-            for (l, lost) in all.iter().enumerate() {
-                let step = if long { 1 } else { 97 };
+            let whens = [Lost::Before, Lost::With].into_iter();
+            for (l, (when, lost)) in whens.flat_map(|when| all.iter().map(move |lost| (when, lost))).enumerate() {
+                // Whom nobody misses is lost at any time.
+                if when == Lost::Before && lost.is_empty() {
+                    continue;
+                }
+                let step = if long { 1 } else { 199 };
                 let mut crash = (l * 7 + s * 11) % step;
-                while !crash_oracle(level, members, lost, *shape, crash, (crash + l).is_multiple_of(2)) {
+                while !crash_oracle(level, members, (when, lost), *shape, crash, (crash + l).is_multiple_of(2)) {
                     crash += step;
                     runs += 1;
                 }
