@@ -7,7 +7,7 @@
 pub(crate) mod long;
 pub(crate) mod scan;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Mutex;
 
 use crate::allocation::iam::Owned;
@@ -154,23 +154,28 @@ impl Heap {
     ) -> Result<Put, StorageError> {
         let name = pin.name();
         let (id, chosen, level) = (work.id, Cell::new(None), Cell::new(None));
+        let taken = RefCell::new(Vec::new());
         let changed = store
             .change(Author::Transaction(work), &[pin], |pages| {
                 let page = pages[0];
                 self.check(page, name)?;
+                // The plan may be made again: what an earlier one chose was not done.
+                chosen.set(None);
+                level.set(None);
                 let from = if again { 0 } else { page.slot_count() };
                 let fits = |slot: &u16| page.row_place(*slot).is_none() && page.has_room(*slot, row.len());
-                let slot = (from..=page.slot_count()).find(|slot| fits(slot) && take(store, id, name, *slot, &chosen));
+                let slot = (from..=page.slot_count())
+                    .find(|slot| fits(slot) && take(store, id, RowId { page: name, slot: *slot }));
                 let Some(slot) = slot else { return Ok(Plan::new()) };
+                chosen.set(Some(RowId { page: name, slot }));
+                taken.borrow_mut().push(RowId { page: name, slot });
                 let free = page.free();
                 let left = free - row.len() - if slot == page.slot_count() { crate::page::SLOT_BYTES } else { 0 };
                 level.set((fullness(free) != fullness(left)).then_some(left));
                 Ok(vec![(0, Change::Insert { slot, row: row.to_vec() })])
             })
             .await;
-        if let Some(row) = chosen.get() {
-            work.locks.insert(row);
-        }
+        work.locks.extend(taken.into_inner());
         changed?;
         if let Some(left) = level.get() {
             store.note_fullness(name, left).await?;
@@ -335,14 +340,8 @@ fn mark(place: usize, row: RowId) -> (usize, Change) {
 }
 
 /// Takes a slot for a transaction.
-fn take(store: &Store, id: TransactionId, page: PageId, slot: u16, chosen: &Cell<Option<RowId>>) -> bool {
-    let row = RowId { page, slot };
-    // The plan may be made again: the slot that it chose then is as good now.
-    let free = *lock(&store.locks).entry(row).or_insert(id) == id;
-    if free {
-        chosen.set(Some(row));
-    }
-    free
+fn take(store: &Store, id: TransactionId, row: RowId) -> bool {
+    *lock(&store.locks).entry(row).or_insert(id) == id
 }
 
 /// Whether a row was deleted by a transaction that has happened.

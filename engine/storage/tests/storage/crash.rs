@@ -211,7 +211,8 @@ fn power_lost_at_every_write_of_small_workloads_loses_nothing_that_was_committed
 #[test]
 fn random_workloads_equal_the_model_after_every_loss_of_power() {
     let mut happened = Happened::default();
-    for seed in seeds(100..120) {
+    // 2095: a full log made a plan anew, and the slot of the first one counted as taken.
+    for seed in seeds(100..120).chain([2095]) {
         random(seed, &mut happened).unwrap();
     }
     println!("{happened:?}");
