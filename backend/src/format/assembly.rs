@@ -98,6 +98,8 @@ pub struct Assembly {
     pub superblock: Superblock,
     /// For each member the candidate that is it (place in the list) and may be used, in sync or to be rebuilt.
     pub members: heapless::Vec<Option<usize>, MEMBERS_MAX>,
+    /// Some members have the superblock before the newest: the newest must be on all of them before the next change is made.
+    pub uneven: bool,
     /// Candidates that are not used.
     pub excluded: Vec<(DeviceId, Excluded)>,
 }
@@ -122,6 +124,7 @@ pub fn assemble(candidates: &[Candidate<'_>], expected: Expected) -> Result<Asse
         return Err(AssemblyError::Outdated { found: newest.sequence, expected: expected.sequence });
     }
     let mut members: heapless::Vec<Option<usize>, MEMBERS_MAX> = newest.members.iter().map(|_| None).collect();
+    let mut uneven = false;
     for (at, own) in found {
         if own.superblock.sequence == newest.sequence && own.superblock != newest {
             return Err(AssemblyError::Conflict(name(newest_at), name(at)));
@@ -129,7 +132,10 @@ pub fn assemble(candidates: &[Candidate<'_>], expected: Expected) -> Result<Asse
         match judge(&candidates[at], &own, &newest) {
             Ok(member) => match members[member] {
                 Some(other) => return Err(AssemblyError::Duplicate(name(other), name(at), member)),
-                None => members[member] = Some(at),
+                None => {
+                    members[member] = Some(at);
+                    uneven |= own.superblock.sequence < newest.sequence;
+                }
             },
             Err(why) => excluded.push((name(at), why)),
         }
@@ -139,7 +145,7 @@ pub fn assemble(candidates: &[Candidate<'_>], expected: Expected) -> Result<Asse
     if !newest.geometry.survives(|m| !in_sync(m)) {
         return Err(AssemblyError::TooFew { usable, members: members.len(), geometry: newest.geometry });
     }
-    Ok(Assembly { superblock: newest, members, excluded })
+    Ok(Assembly { superblock: newest, members, uneven, excluded })
 }
 
 /// The newer of a device's two copies: one may be torn.

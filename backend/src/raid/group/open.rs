@@ -194,7 +194,13 @@ impl<D: Device> Group<D> {
         if found > epoch {
             return Err(OpenError::Epoch { found, own: epoch });
         }
+        let uneven = assembly.uneven;
         let group = Self::assembled(source, handle, &devices, assembly, epoch, out)?;
+        if uneven {
+            // Else the next change, should it be interrupted too, would leave members two changes behind, which are believed stale.
+            let newest = group.0.superblock.borrow().clone();
+            group.write_superblocks(&newest).await?;
+        }
         group.load_tables().await?;
         let next = group.replay_log().await?;
         group.settle().await?;

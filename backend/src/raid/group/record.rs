@@ -40,20 +40,26 @@ impl<D: Device> Group<D> {
                 return Ok(GroupRecord { sequence: current.sequence, out });
             }
             next.sequence += 1;
-            for m in 0..self.0.members.len() {
-                let has_one = match self.0.members[m].state.get() {
-                    MemberState::Live | MemberState::Rebuilding => true,
-                    MemberState::Failing | MemberState::Out | MemberState::Preparing => false,
-                };
-                for (copy, lba) in (0..).zip(next.places()).filter(|_| has_one) {
-                    self.0.work.write(self.superblock_place().offset, &next.encode(m, copy)).expect("our own memory");
-                    let ops = [Op::write(m, lba, 1, 0)];
-                    let outcomes = self.run(&ops, |_| joined([self.superblock_place()].into_iter())).await;
-                    self.judge_writes(&ops, &outcomes)?;
-                }
-            }
+            self.write_superblocks(&next).await?;
             *self.0.superblock.borrow_mut() = next;
         }
+    }
+
+    /// Writes it to all members that have one.
+    pub(super) async fn write_superblocks(&self, superblock: &Superblock) -> Result<(), GroupError> {
+        for m in 0..self.0.members.len() {
+            let has_one = match self.0.members[m].state.get() {
+                MemberState::Live | MemberState::Rebuilding => true,
+                MemberState::Failing | MemberState::Out | MemberState::Preparing => false,
+            };
+            for (copy, lba) in (0..).zip(superblock.places()).filter(|_| has_one) {
+                self.0.work.write(self.superblock_place().offset, &superblock.encode(m, copy)).expect("our own memory");
+                let ops = [Op::write(m, lba, 1, 0)];
+                let outcomes = self.run(&ops, |_| joined([self.superblock_place()].into_iter())).await;
+                self.judge_writes(&ops, &outcomes)?;
+            }
+        }
+        Ok(())
     }
 
     /// This record is everywhere where it has to be: members that failed before it was written are not missed any more.

@@ -133,6 +133,28 @@ fn what_only_the_superblocks_know_is_put_on_record_by_the_next_home() {
     }
 }
 
+/// Each home puts its epoch into the superblocks, one member after the other. One that died before all had it left some behind; the next one, that died
+/// too, must not have left them further behind.
+#[test]
+fn however_often_opening_is_cut_short_the_group_opens() {
+    for cut in (1..600).step_by(13) {
+        let mut world = World::new(36, Level::Raid10, 6);
+        let opened = |world: &mut World, epoch: u64, steps: usize| {
+            let life = Life::whole(world);
+            let (handle, ports) = (life.executor.handle(), life.ports.clone());
+            let expected = Expected { group: ID, sequence: 1 };
+            let group = life.start(async move { Group::open(handle, ports, expected, epoch, &[]).await });
+            let _ = (0..steps).all(|_| life.step());
+            life.ports.iter().for_each(FakeDevice::kill);
+            group.take().map(|opened| opened.map(drop))
+        };
+        for epoch in 2..6 {
+            assert!(!matches!(opened(&mut world, epoch, cut), Some(Err(_))), "cut at {cut}");
+        }
+        assert_eq!(opened(&mut world, 6, 5000), Some(Ok(())), "cut at {cut}");
+    }
+}
+
 /// A superblock that was cut short is not believed; its other copy is, or the member is left out.
 #[test]
 fn torn_superblock() {
