@@ -24,7 +24,7 @@ const MEMBERS: u8 = 5;
 const LANES: u64 = 16;
 /// Blocks that a lane has in memory.
 const LANE_BLOCKS: u64 = 96;
-const WARM_UP: u64 = 1_000;
+const WARM_UP: u64 = 5_000;
 const COUNTED: u64 = 4_000;
 
 struct Bench {
