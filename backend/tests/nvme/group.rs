@@ -24,7 +24,10 @@ const MEMBERS: u8 = 5;
 const LANES: u64 = 16;
 /// Blocks that a lane has in memory.
 const LANE_BLOCKS: u64 = 96;
-const WARM_UP: u64 = 5_000;
+/// Commands of a round of warming up. The group's pools grow with what is under way at one time: it is warm when they have not for so many rounds.
+const ROUND: u64 = 1_000;
+const ROUNDS_QUIET: u64 = 20;
+const ROUNDS_MAX: u64 = 500;
 const COUNTED: u64 = 4_000;
 
 struct Bench {
@@ -119,7 +122,14 @@ fn commands_of_a_group_neither_allocate_nor_call_the_kernel() {
         // It ends in `pause`, with the process: to end by itself would take system calls.
         let thread = std::thread::spawn(move || {
             let bench = Bench::new(level);
-            bench.run(WARM_UP);
+            let (mut quiet, mut rounds) = (0, 0);
+            while quiet < ROUNDS_QUIET {
+                let before = allocations::of_this_thread();
+                bench.run(ROUND);
+                quiet = if allocations::of_this_thread() == before { quiet + 1 } else { 0 };
+                rounds += 1;
+                assert!(rounds < ROUNDS_MAX, "it never stops allocating");
+            }
             forbid_system_calls();
             let before = allocations::of_this_thread();
             let guards = bench.group.counters().guard_writes;
