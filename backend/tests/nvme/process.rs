@@ -16,6 +16,7 @@ use dyad_nvme::types::{BlockCount, Lba};
 use dyad_reactor::{BootClock, Executor, Limits};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 const ROLE: &str = "DYAD_TEST_ROLE";
 const DIRECTORY: &str = "DYAD_TEST_DIRECTORY";
@@ -55,10 +56,12 @@ impl Role {
         }
     }
 
-    /// Stops it at whatever it is doing.
+    /// Stops it at whatever it is doing, and waits until it stands: the signal alone takes effect later.
     pub(crate) fn stop(&self) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+        let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
     }
 
     /// Processor time that it has used, in hundredths of a second (proc(5): the 14th and 15th field; USER_HZ is 100 everywhere).
