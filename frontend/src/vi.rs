@@ -299,8 +299,9 @@ impl<S: Store, P: Provider> Target<S, P> {
                 let work = inner.work.next().await;
                 (work.vi, CommandCapsule::decode(&work.message))
             };
-            match capsule {
-                Ok(capsule) => self.serve(vi, &capsule).await,
+            // By reference: moved out of the result it would be in the lane's future twice.
+            match &capsule {
+                Ok(capsule) => self.serve(vi, capsule).await,
                 Err(_) => self.close(vi),
             }
             for session in inner.sessions.borrow_mut().iter_mut().filter(|session| session.vi == vi) {

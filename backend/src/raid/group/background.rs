@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use dyad_nvme::types::{BlockCount, Lba};
 
+use super::log::nowhere;
 use super::members::{MemberEvent, MemberState, Op};
 use super::open::ZEROES_BLOCKS;
 use super::record::done;
@@ -339,7 +340,7 @@ impl<D: Device> Group<D> {
                 let run = Run { kind: RunKind::Written, stripe, member, first, guards };
                 runs.borrow_mut().clear();
                 assert!(runs.borrow_mut().push(run).is_ok(), "one run");
-                let intent = self.intend(runs, std::iter::empty()).await?;
+                let intent = self.intend(runs, nowhere).await?;
                 let ops = [Op::write(member, self.lba(stripe, row), 1, row)];
                 let outcomes = self.run(&ops, |op| joined([area.held(member, op.from())].into_iter())).await;
                 let judged = self.judge_writes(&ops, &outcomes);

@@ -62,11 +62,16 @@ impl Log {
         }
     }
 
-    fn try_add(&mut self, runs: &[Run], payload: impl Iterator<Item = Segment> + Clone) -> Option<u64> {
-        if self.payload.len() + payload.clone().count() > PAYLOAD_MAX || self.pending.add(runs).is_err() {
+    fn try_add(&mut self, runs: &[Run], place: impl Fn(&Run, u64) -> Segment) -> Option<u64> {
+        let with = || runs.iter().filter(|run| run.kind.has_payload());
+        let blocks: usize = with().map(|run| run.guards.len()).sum();
+        if self.payload.len() + blocks > PAYLOAD_MAX || self.pending.add(runs).is_err() {
             return None;
         }
-        self.payload.extend(payload);
+        for run in with() {
+            let rows = (run.first as u64..).take(run.guards.len());
+            self.payload.extend(rows.map(|row| place(run, row)));
+        }
         self.open.push((self.making, None));
         Some(self.making)
     }
@@ -123,19 +128,24 @@ impl<D: Device> Drop for Leader<'_, D> {
     }
 }
 
+/// Of runs without payload.
+pub(super) fn nowhere(run: &Run, _: u64) -> Segment {
+    unreachable!("{:?} has no payload", run.kind)
+}
+
 /// An intent that is durable. The write that it covers ends with [`Group::retire_intent`].
 #[derive(Debug)]
 pub(super) struct Intent(u64);
 
 impl<D: Device> Group<D> {
-    /// Makes the intent durable. The payload's blocks stay as they are until then.
+    /// Makes the intent durable. `place` says where the payload block for a row of a run is; it stays as it is until then.
     ///
     /// # Errors
     /// `Fenced`, or `Lost`: nothing may be written.
     pub(super) async fn intend(
         &self,
         runs: &RefCell<Runs>,
-        payload: impl Iterator<Item = Segment> + Clone,
+        place: impl Fn(&Run, u64) -> Segment,
     ) -> Result<Intent, GroupError> {
         let mut added = None;
         loop {
@@ -144,7 +154,7 @@ impl<D: Device> Group<D> {
             {
                 let mut log = self.0.log.borrow_mut();
                 if added.is_none() {
-                    added = log.try_add(&runs.borrow(), payload.clone());
+                    added = log.try_add(&runs.borrow(), &place);
                 }
                 if let Some(number) = added.filter(|number| log.durable > *number) {
                     return Ok(Intent(number));

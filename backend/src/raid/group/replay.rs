@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use dyad_nvme::types::Lba;
 use dyad_reactor::mutation::{Mutation, is_active};
 
-use super::log::Log;
+use super::log::{Log, nowhere};
 use super::members::Op;
 use super::repair::Known;
 use super::stripe::{Area, Rows, Runs, Terms, bit, factor};
@@ -64,7 +64,7 @@ impl<D: Device> Group<D> {
     pub(super) async fn begin_log(&self, next: u64) -> Result<(), GroupError> {
         *self.0.log.borrow_mut() = Log::new(next, self.0.layout.intent.blocks.0, AREAS);
         // An empty record says so: else the next life would take old blocks for what an interrupted write left.
-        let empty = self.intend(&RefCell::new(Runs::new()), std::iter::empty()).await?;
+        let empty = self.intend(&RefCell::new(Runs::new()), nowhere).await?;
         self.retire_intent(empty);
         Ok(())
     }

@@ -93,6 +93,12 @@ impl Touch {
         (start - chunk..end - chunk, start.saturating_sub(self.first))
     }
 
+    /// The place in the command of a row that it touches.
+    fn place(self, data: usize, row: u64) -> u64 {
+        let (rows, from) = self.of(data);
+        from + row - rows.start
+    }
+
     /// The rows that parity is made for.
     pub(super) fn window(self) -> Range<u64> {
         let (from, to) = (self.first / CHUNK_BLOCKS, (self.first + self.count - 1) / CHUNK_BLOCKS);
@@ -199,15 +205,16 @@ impl<D: Device> Group<D> {
             self.make_parity(&area, stripe, touch, segments, at).await?;
         }
         let runs = &self.0.runs[area.index()];
-        let partial = self.describe(&mut runs.borrow_mut(), &area, stripe, touch, segments, at);
-        let partial = self.parities().filter(|_| partial).flat_map(|k| touch.window().map(move |row| (k, row)));
-        let partial = partial.map(|(k, row)| area.partial(k, row));
-        let absent = self.absent(stripe, touch).flat_map(|(_, rows, from)| (from..).take(rows.count()));
-        let payload = partial.chain(absent.map(|from| self.payload(segments, at + from)));
+        self.describe(&mut runs.borrow_mut(), &area, stripe, touch, segments, at);
         if is_active(Mutation::WriteWithoutIntent) {
             self.write_members(&area, stripe, touch, segments, at).await?;
         }
-        let intent = self.intend(runs, payload).await?;
+        let place = |run: &Run, row| match self.0.geometry.role(stripe, run.member) {
+            Part::Data(data) => self.payload(segments, at + touch.place(data, row)),
+            Part::P => area.partial(0, row),
+            Part::Q => area.partial(1, row),
+        };
+        let intent = self.intend(runs, place).await?;
         let judged = self.write_members(&area, stripe, touch, segments, at).await;
         if matches!(judged, Err(GroupError::Fenced | GroupError::Lost | GroupError::Invalid)) {
             // What is on the devices only a replay can tell. The intent stays open.
@@ -264,16 +271,8 @@ impl<D: Device> Group<D> {
         0..self.0.geometry.level().parities()
     }
 
-    /// The runs of a write's intent; true if there is partial parity.
-    fn describe(
-        &self,
-        runs: &mut Runs,
-        area: &Area<'_, D>,
-        stripe: u64,
-        touch: Touch,
-        segments: &[Segment],
-        at: u64,
-    ) -> bool {
+    /// The runs of a write's intent.
+    fn describe(&self, runs: &mut Runs, area: &Area<'_, D>, stripe: u64, touch: Touch, segments: &[Segment], at: u64) {
         runs.clear();
         let mut add = |kind, member, rows: Range<u64>, block: &dyn Fn(u64) -> Segment| {
             let first = usize::try_from(rows.start).expect("below 16");
@@ -286,9 +285,8 @@ impl<D: Device> Group<D> {
         for member in 0..self.0.geometry.members() {
             match self.0.geometry.role(stripe, member) {
                 Part::Data(data) => {
-                    let (rows, from) = touch.of(data);
-                    let start = rows.start;
-                    add(RunKind::Written, member, rows, &|row| self.payload(segments, at + from + row - start));
+                    let place = |row| self.payload(segments, at + touch.place(data, row));
+                    add(RunKind::Written, member, touch.of(data).0, &place);
                 }
                 part @ (Part::P | Part::Q) => {
                     let k = parity_number(part).expect("a parity");
@@ -302,23 +300,14 @@ impl<D: Device> Group<D> {
             let member = self.0.geometry.holders(stripe, part).next().expect("parity has a holder");
             add(RunKind::PartialParity, member, touch.window(), &|row| area.partial(k, row));
         }
-        for (member, rows, from) in self.absent(stripe, touch) {
-            let start = rows.start;
-            add(RunKind::Absent, member, rows, &|row| self.payload(segments, at + from + row - start));
-        }
-        partial
-    }
-
-    /// Members that should get data and are not there, with the rows, and the place of the first of them in the command. Of mirrors another one gets it.
-    fn absent(&self, stripe: u64, touch: Touch) -> impl Iterator<Item = (usize, Range<u64>, u64)> + Clone + '_ {
-        let geometry = self.0.geometry;
-        (0..geometry.members()).filter_map(move |member| match geometry.role(stripe, member) {
-            Part::Data(data) if !self.parities().is_empty() && !self.holds(member, stripe) => {
-                let (rows, from) = touch.of(data);
-                (!rows.is_empty()).then_some((member, rows, from))
+        // Of mirrors another member gets what an absent one should.
+        let absent = |member: &usize| !self.parities().is_empty() && !self.holds(*member, stripe);
+        for member in (0..self.0.geometry.members()).filter(absent) {
+            if let Part::Data(data) = self.0.geometry.role(stripe, member) {
+                let place = |row| self.payload(segments, at + touch.place(data, row));
+                add(RunKind::Absent, member, touch.of(data).0, &place);
             }
-            Part::Data(_) | Part::P | Part::Q => None,
-        })
+        }
     }
 
     /// Makes new and partial parity of the rows of a write.

@@ -5,6 +5,7 @@
 
 use dyad_nvme::types::{BlockCount, Lba};
 
+use super::log::nowhere;
 use super::members::{Member, Op};
 use super::{Group, GroupError, joined, push};
 use crate::device::Device;
@@ -127,7 +128,7 @@ impl<D: Device> Group<D> {
         *runs.borrow_mut() = (0..self.0.geometry.members())
             .map(|member| Run { kind: RunKind::Written, stripe, member, first: 0, guards: zeros() })
             .collect();
-        let intent = self.intend(runs, std::iter::empty()).await?;
+        let intent = self.intend(runs, nowhere).await?;
         let mut ops = self.batch();
         for member in (0..self.0.geometry.members()).filter(|m| self.holds(*m, stripe)) {
             push(&mut ops, Op::zero(member, self.lba(stripe, 0), CHUNK_BLOCKS));
